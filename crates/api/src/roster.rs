@@ -1,0 +1,26 @@
+//! The roster's contract. See `proto/chancery/roster/v1/roster.proto`.
+
+use crate::wire::roster::v1::roster_server as stub;
+pub use crate::wire::roster::v1::*;
+use tonic::transport::Channel;
+
+service! {
+    /// Roster items and subscription state.
+    service Roster, remote RemoteRoster, adapter RosterAdapter,
+    client roster_client::RosterClient<Channel>, server roster_server::RosterServer<RosterAdapter>;
+    calls {
+        /// The roster, or that the client's copy is current.
+        get(GetRequest) -> GetResponse, "roster.get", true;
+        /// A client's change.
+        set(SetRequest) -> SetResponse, "roster.set", false;
+        /// An administrator's change.
+        put(PutRequest) -> PutResponse, "roster.put", true;
+        /// Who hears whom.
+        subscriptions(SubscriptionsRequest) -> SubscriptionsResponse, "roster.subscriptions", true;
+        /// Removes a whole roster.
+        clear(ClearRequest) -> ClearResponse, "roster.clear", true;
+    }
+    lanes {}
+    links {}
+    streams {}
+}
