@@ -42,7 +42,11 @@ fn refused(input: impl AsRef<[u8]>, error: FrameError) {
 
 fn not_a_header(input: impl AsRef<[u8]>, error: FrameError) {
     let input = input.as_ref();
-    assert_eq!(frames(Limits::before_auth(), input), Err(error), "{input:?}");
+    assert_eq!(
+        frames(Limits::before_auth(), input),
+        Err(error),
+        "{input:?}"
+    );
 }
 
 #[test]
@@ -52,12 +56,18 @@ fn a1_a2_a3_no_document_types() {
     let remote = format!("<?xml version='1.0'?><!DOCTYPE s SYSTEM \"http://oob.test/x\">{HDR}");
     not_a_header(remote, FrameError::RestrictedXml);
     refused(bomb, FrameError::RestrictedXml);
-    refused(format!("<message>{bomb}</message>"), FrameError::RestrictedXml);
+    refused(
+        format!("<message>{bomb}</message>"),
+        FrameError::RestrictedXml,
+    );
 }
 
 #[test]
 fn a4_no_comments_no_instructions() {
-    refused("<message><!-- c --><body>x</body></message>", FrameError::RestrictedXml);
+    refused(
+        "<message><!-- c --><body>x</body></message>",
+        FrameError::RestrictedXml,
+    );
     refused("<!-- c -->", FrameError::RestrictedXml);
     refused("<?pi x?>", FrameError::RestrictedXml);
     refused("<message><?pi x?></message>", FrameError::RestrictedXml);
@@ -66,11 +76,29 @@ fn a4_no_comments_no_instructions() {
 
 #[test]
 fn a5_no_foreign_entities_no_illegal_references() {
-    refused("<message><body>&nbsp;</body></message>", FrameError::RestrictedXml);
+    refused(
+        "<message><body>&nbsp;</body></message>",
+        FrameError::RestrictedXml,
+    );
     refused("<message to='&nbsp;'/>", FrameError::RestrictedXml);
-    for reference in ["&#0;", "&#8;", "&#xFFFE;", "&#xD800;", "&#x110000;", "&;", "&#;", "& "] {
-        refused(format!("<message><body>{reference}</body></message>"), FrameError::NotWellFormed);
-        refused(format!("<message to='{reference}'/>"), FrameError::NotWellFormed);
+    for reference in [
+        "&#0;",
+        "&#8;",
+        "&#xFFFE;",
+        "&#xD800;",
+        "&#x110000;",
+        "&;",
+        "&#;",
+        "& ",
+    ] {
+        refused(
+            format!("<message><body>{reference}</body></message>"),
+            FrameError::NotWellFormed,
+        );
+        refused(
+            format!("<message to='{reference}'/>"),
+            FrameError::NotWellFormed,
+        );
     }
     let amp = one("<message><body>&amp;&lt;&gt;&apos;&quot;&#65;&#x42;</body></message>");
     assert_eq!(amp.child_text(&amp.header.children[0]), "&<>'\"AB");
@@ -94,7 +122,10 @@ fn a6_no_invalid_utf8_anywhere() {
             ("<message a", "=''/>"),
             ("<message><a><![CDATA[", "]]></a></message>"),
         ] {
-            refused([before.as_bytes(), bytes, after.as_bytes()].concat(), FrameError::NotWellFormed);
+            refused(
+                [before.as_bytes(), bytes, after.as_bytes()].concat(),
+                FrameError::NotWellFormed,
+            );
         }
     }
     refused(b"<message>\x01</message>", FrameError::NotWellFormed);
@@ -109,7 +140,9 @@ fn a8_split_characters_are_put_together() {
         framer.push(&[byte]);
         got.extend(framer.next().unwrap());
     }
-    let Some(Frame::Element(element)) = got.pop() else { panic!("{got:?}") };
+    let Some(Frame::Element(element)) = got.pop() else {
+        panic!("{got:?}")
+    };
     assert_eq!(element.bytes, stanza);
 }
 
@@ -119,7 +152,10 @@ fn a9_a_namespace_is_compared_whole() {
     assert_eq!(&*ns("jabber:client&#10;message"), "jabber:client\nmessage");
     assert_eq!(&*ns("jabber:client#"), "jabber:client#");
     assert_eq!(&*ns("jabber:&#99;lient"), "jabber:client");
-    refused("<message xmlns='jabber:client\x01message'/>", FrameError::NotWellFormed);
+    refused(
+        "<message xmlns='jabber:client\x01message'/>",
+        FrameError::NotWellFormed,
+    );
 }
 
 #[test]
@@ -130,12 +166,20 @@ fn a10_values_cannot_break_out() {
     assert_eq!(element.header.id.as_deref(), Some(id));
     let moved = scan(&Bytes::from_static(b"<iq/>"), &Limits::after_auth()).unwrap();
     let bytes = Splice::new(&moved).set_attr("id", Some(id)).finish();
-    assert_eq!(scan(&bytes, &Limits::after_auth()).unwrap().header.id.as_deref(), Some(id));
+    assert_eq!(
+        scan(&bytes, &Limits::after_auth())
+            .unwrap()
+            .header
+            .id
+            .as_deref(),
+        Some(id)
+    );
 }
 
 #[test]
 fn a12_a_prefixed_stanza_is_a_stanza() {
-    let element = one("<c:message xmlns:c='jabber:client' to='a@x'><c:body>x</c:body><body/></c:message>");
+    let element =
+        one("<c:message xmlns:c='jabber:client' to='a@x'><c:body>x</c:body><body/></c:message>");
     assert!(element.is("message", "jabber:client"));
     assert_eq!(element.header.to.as_deref(), Some("a@x"));
     assert!(element.header.children[0].is("body", "jabber:client"));
@@ -176,7 +220,9 @@ fn a14_names_are_unique_bound_and_not_reserved() {
         "<message>]]></message>",
         "<message/ >",
         "< message/>",
-        "<message><![cdata[x]]></message>".replace("[cdata[", "[CDATA [").as_str(),
+        "<message><![cdata[x]]></message>"
+            .replace("[cdata[", "[CDATA [")
+            .as_str(),
     ] {
         let error = inside(input).expect_err(input);
         assert!(
@@ -197,18 +243,41 @@ fn a15_utf8_only_and_the_declaration_first() {
     not_a_header(b"\xFF\xFE<\0?\0", FrameError::UnsupportedEncoding);
     not_a_header(b"\xFE\xFF\0<\0?", FrameError::UnsupportedEncoding);
     not_a_header(format!(" {HDR}"), FrameError::NotWellFormed);
-    not_a_header(format!("<?xml version='1.1'?>{stream}"), FrameError::RestrictedXml);
-    not_a_header(format!("<?xml version='1.0'?>text{stream}"), FrameError::NotWellFormed);
+    not_a_header(
+        format!("<?xml version='1.1'?>{stream}"),
+        FrameError::RestrictedXml,
+    );
+    not_a_header(
+        format!("<?xml version='1.0'?>text{stream}"),
+        FrameError::NotWellFormed,
+    );
     refused(HDR, FrameError::NotWellFormed);
-    refused("<message><?xml version='1.0'?></message>", FrameError::NotWellFormed);
+    refused(
+        "<message><?xml version='1.0'?></message>",
+        FrameError::NotWellFormed,
+    );
     let declared = format!("<?xml version=\"1.0\" encoding='utf-8' ?>\r\n{stream}");
-    assert_eq!(frames(Limits::before_auth(), declared.as_bytes()).unwrap().len(), 1);
-    assert_eq!(frames(Limits::before_auth(), format!("\n {stream}").as_bytes()).unwrap().len(), 1);
+    assert_eq!(
+        frames(Limits::before_auth(), declared.as_bytes())
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(
+        frames(Limits::before_auth(), format!("\n {stream}").as_bytes())
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[test]
 fn a16_other_protocols_fail_at_the_first_byte() {
-    for input in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x02\x00\x01", &[0; 64]] {
+    for input in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"\x16\x03\x01\x02\x00\x01",
+        &[0; 64],
+    ] {
         not_a_header(input, FrameError::NotWellFormed);
         not_a_header(&input[..1], FrameError::NotWellFormed);
     }
@@ -229,7 +298,9 @@ fn a17_only_elements_between_elements() {
 
 #[test]
 fn a19_the_header_is_told_not_judged() {
-    let open = |input: &str| match frames(Limits::before_auth(), input.as_bytes()).map(|mut f| f.remove(0)) {
+    let open = |input: &str| match frames(Limits::before_auth(), input.as_bytes())
+        .map(|mut f| f.remove(0))
+    {
         Ok(Frame::Open(header)) => header,
         other => panic!("{other:?}"),
     };
@@ -238,7 +309,10 @@ fn a19_the_header_is_told_not_judged() {
     assert_eq!(header.version.as_deref(), Some("1.0"));
     assert_eq!(header.to.as_deref(), Some("example.test"));
     assert_eq!(&*header.default_ns, "jabber:client");
-    let header = open(&HDR.replace("jabber:client", "jabber:server").replace("version='1.0'>", "xml:lang='de'>"));
+    let header = open(
+        &HDR.replace("jabber:client", "jabber:server")
+            .replace("version='1.0'>", "xml:lang='de'>"),
+    );
     assert_eq!(&*header.default_ns, "jabber:server");
     assert_eq!((header.version, header.lang.as_deref()), (None, Some("de")));
     let strange = open(&HDR.replace("etherx.jabber.org", "etherx.jabber.example"));
@@ -247,7 +321,10 @@ fn a19_the_header_is_told_not_judged() {
     assert_eq!(plain.check(), Err(FrameError::BadNamespacePrefix));
     let other = open("<s:open xmlns:s='http://etherx.jabber.org/streams'>");
     assert_eq!(other.check(), Err(FrameError::BadFormat));
-    let unbound = frames(Limits::before_auth(), b"<stream:stream xmlns='jabber:client'>");
+    let unbound = frames(
+        Limits::before_auth(),
+        b"<stream:stream xmlns='jabber:client'>",
+    );
     assert_eq!(unbound, Err(FrameError::NotWellFormed));
 }
 
@@ -256,7 +333,10 @@ fn b1_size_ends_the_stream_and_memory_stays_bounded() {
     let cap = Limits::after_auth().stanza_bytes as usize;
     let fits = |extra: usize| {
         let around = "<message><body></body></message>".len();
-        format!("<message><body>{}</body></message>", "x".repeat(cap - around + extra))
+        format!(
+            "<message><body>{}</body></message>",
+            "x".repeat(cap - around + extra)
+        )
     };
     assert_eq!(one(fits(0)).bytes.len(), cap);
     refused(fits(1), FrameError::PolicyViolation(Limit::StanzaBytes));
@@ -297,15 +377,26 @@ fn b2_little_before_authentication() {
 #[test]
 fn b3_b4_attributes_are_counted_before_they_are_kept() {
     let attributes: String = (0..29_000).map(|i| format!(" a{i}=''")).collect();
-    refused(format!("<message{attributes}>"), FrameError::PolicyViolation(Limit::Attributes));
+    refused(
+        format!("<message{attributes}>"),
+        FrameError::PolicyViolation(Limit::Attributes),
+    );
     let declarations: String = (0..20_000).map(|i| format!(" xmlns:a{i}='u'")).collect();
-    refused(format!("<iq{declarations}>"), FrameError::PolicyViolation(Limit::Namespaces));
-    let nested: String = (0..40).map(|i| format!("<a xmlns:a{i}='u' xmlns:b{i}='u'>")).collect();
+    refused(
+        format!("<iq{declarations}>"),
+        FrameError::PolicyViolation(Limit::Namespaces),
+    );
+    let nested: String = (0..40)
+        .map(|i| format!("<a xmlns:a{i}='u' xmlns:b{i}='u'>"))
+        .collect();
     let closed = format!("<iq>{nested}{}</iq>", "</a>".repeat(40));
     refused(closed, FrameError::PolicyViolation(Limit::Namespaces));
     let allowed: String = (0..64).map(|i| format!(" a{i}=''")).collect();
     one(format!("<message{allowed}/>"));
-    refused(format!("<message{allowed} z=''/>"), FrameError::PolicyViolation(Limit::Attributes));
+    refused(
+        format!("<message{allowed} z=''/>"),
+        FrameError::PolicyViolation(Limit::Attributes),
+    );
     // names that only begin like a declaration are attributes
     let alike: String = (0..64).map(|i| format!(" xmlnsa{i}=''")).collect();
     one(format!("<message{alike}/>"));
@@ -313,7 +404,10 @@ fn b3_b4_attributes_are_counted_before_they_are_kept() {
 
 #[test]
 fn b5_depth_is_counted_while_bytes_arrive() {
-    refused(format!("<message>{}", "<a>".repeat(80_000)), FrameError::PolicyViolation(Limit::Depth));
+    refused(
+        format!("<message>{}", "<a>".repeat(80_000)),
+        FrameError::PolicyViolation(Limit::Depth),
+    );
     let deep = |n: usize| format!("<message>{}{}</message>", "<a>".repeat(n), "</a>".repeat(n));
     one(deep(63));
     refused(deep(64), FrameError::PolicyViolation(Limit::Depth));
@@ -324,11 +418,26 @@ fn b7_everything_else_is_counted_too() {
     let many = format!("<message>{}</message>", "<x/>".repeat(60_000));
     refused(many, FrameError::PolicyViolation(Limit::Elements));
     let long = "x".repeat(200 * 1024);
-    refused(format!("<{long}/>"), FrameError::PolicyViolation(Limit::NameBytes));
-    refused(format!("<message {long}=''/>"), FrameError::PolicyViolation(Limit::NameBytes));
-    refused(format!("<message></{long}>"), FrameError::PolicyViolation(Limit::NameBytes));
-    refused(format!("<message a='{long}'/>"), FrameError::PolicyViolation(Limit::ValueBytes));
-    refused(format!("<message xmlns='{long}'/>"), FrameError::PolicyViolation(Limit::ValueBytes));
+    refused(
+        format!("<{long}/>"),
+        FrameError::PolicyViolation(Limit::NameBytes),
+    );
+    refused(
+        format!("<message {long}=''/>"),
+        FrameError::PolicyViolation(Limit::NameBytes),
+    );
+    refused(
+        format!("<message></{long}>"),
+        FrameError::PolicyViolation(Limit::NameBytes),
+    );
+    refused(
+        format!("<message a='{long}'/>"),
+        FrameError::PolicyViolation(Limit::ValueBytes),
+    );
+    refused(
+        format!("<message xmlns='{long}'/>"),
+        FrameError::PolicyViolation(Limit::ValueBytes),
+    );
 }
 
 #[test]
@@ -336,21 +445,40 @@ fn what_the_stream_declared_is_written_onto_the_stanza() {
     let header = HDR.replace(" to=", " xml:lang='d&apos;e' xmlns:x='urn:x&amp;y' to=");
     let stanza = "<message to='a'><x:y a='1'><z>1</z></x:y><b/></message>";
     let all = frames(Limits::after_auth(), [&header, stanza].concat().as_bytes()).unwrap();
-    let Frame::Element(element) = &all[1] else { panic!("{all:?}") };
+    let Frame::Element(element) = &all[1] else {
+        panic!("{all:?}")
+    };
     let expected = "<message xmlns:x='urn:x&amp;y' xml:lang='d&apos;e' to='a'>\
         <x:y a='1'><z>1</z></x:y><b/></message>";
     assert_eq!(element.bytes, expected);
     assert_eq!(element.header.lang.as_deref(), Some("d'e"));
     assert_eq!(element.child_bytes(&element.header.children[1]), b"<b/>");
     // every place is right: the same scan of the result agrees
-    assert_eq!(*element, scan(&element.bytes, &Limits::after_auth()).unwrap());
-    let cut = Splice::new(element).set_attr("xml:lang", None).set_attr("to", Some("b")).remove_child(0).finish();
+    assert_eq!(
+        *element,
+        scan(&element.bytes, &Limits::after_auth()).unwrap()
+    );
+    let cut = Splice::new(element)
+        .set_attr("xml:lang", None)
+        .set_attr("to", Some("b"))
+        .remove_child(0)
+        .finish();
     assert_eq!(cut, "<message xmlns:x='urn:x&amp;y' to='b'><b/></message>");
     // an own language wins, and nonzas are left alone
-    let own = frames(Limits::after_auth(), [&header, "<iq xml:lang='en'/><r xmlns='u'/>"].concat().as_bytes()).unwrap();
-    let Frame::Element(iq) = &own[1] else { panic!("{own:?}") };
+    let own = frames(
+        Limits::after_auth(),
+        [&header, "<iq xml:lang='en'/><r xmlns='u'/>"]
+            .concat()
+            .as_bytes(),
+    )
+    .unwrap();
+    let Frame::Element(iq) = &own[1] else {
+        panic!("{own:?}")
+    };
     assert_eq!(iq.bytes, "<iq xml:lang='en'/>");
-    let Frame::Element(r) = &own[2] else { panic!("{own:?}") };
+    let Frame::Element(r) = &own[2] else {
+        panic!("{own:?}")
+    };
     assert_eq!(r.bytes, "<r xmlns='u'/>");
 }
 

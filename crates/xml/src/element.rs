@@ -89,7 +89,9 @@ impl Element {
 
     /// The child as it stands; prefixes it uses may be declared on the root.
     pub fn child_bytes(&self, child: &Child) -> &[u8] {
-        self.bytes.get(child.span.start as usize..child.span.end as usize).unwrap_or_default()
+        self.bytes
+            .get(child.span.start as usize..child.span.end as usize)
+            .unwrap_or_default()
     }
 
     /// Character data directly inside the root.
@@ -121,7 +123,9 @@ impl Element {
             (None, b'>') => true,
             _ => false,
         });
-        let Some(close) = memchr::memrchr(b'<', raw) else { return String::new() };
+        let Some(close) = memchr::memrchr(b'<', raw) else {
+            return String::new();
+        };
         let start = child.span.start + offset(open.map_or(0, |at| at + 1));
         let end = child.span.start + offset(close);
         if child.has_elements && child.children.is_empty() {
@@ -142,7 +146,10 @@ impl Element {
     }
 
     fn unescaped(&self, start: u32, end: u32) -> String {
-        let raw = self.bytes.get(start as usize..end as usize).unwrap_or_default();
+        let raw = self
+            .bytes
+            .get(start as usize..end as usize)
+            .unwrap_or_default();
         unescape_text(std::str::from_utf8(raw).unwrap_or_default()).into_owned()
     }
 }
@@ -166,7 +173,10 @@ impl Child {
 }
 
 fn find<'a>(attrs: &'a [Attr], name: &str) -> Option<&'a str> {
-    attrs.iter().find(|attr| attr.ns.is_none() && &*attr.name == name).map(|attr| &*attr.value)
+    attrs
+        .iter()
+        .find(|attr| attr.ns.is_none() && &*attr.name == name)
+        .map(|attr| &*attr.value)
 }
 
 /// Offsets fit: the cap on a frame is a `u32`.

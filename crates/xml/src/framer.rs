@@ -134,7 +134,10 @@ impl Framer {
             if between {
                 // white space between elements is a keepalive (RFC 6120 §4.6.1)
                 let rest = &self.buf[self.at..];
-                let skip = rest.iter().take_while(|b| crate::lexer::is_space(**b)).count();
+                let skip = rest
+                    .iter()
+                    .take_while(|b| crate::lexer::is_space(**b))
+                    .count();
                 if skip > 0 {
                     self.lexer.feed(&rest[..skip], &self.limits)?;
                 }
@@ -174,7 +177,9 @@ impl Framer {
                 scan::element(bytes, &stream.scope, &self.limits).map(Frame::Element)
             }
             (Boundary::Close, Some(stream)) => {
-                let name = bytes.strip_prefix(b"</").and_then(|rest| rest.strip_suffix(b">"));
+                let name = bytes
+                    .strip_prefix(b"</")
+                    .and_then(|rest| rest.strip_suffix(b">"));
                 if name.map(<[u8]>::trim_ascii_end) != Some(stream.name.as_bytes()) {
                     return Err(FrameError::NotWellFormed);
                 }

@@ -89,7 +89,11 @@ impl Lexer {
 
     /// For one stand-alone element without a stream around it.
     pub(crate) fn inside() -> Self {
-        Self { state: State::Between, opened: true, ..Self::new() }
+        Self {
+            state: State::Between,
+            opened: true,
+            ..Self::new()
+        }
     }
 
     /// Whether no frame is under way, so that all bytes taken can be forgotten.
@@ -263,12 +267,11 @@ impl Lexer {
         match self.state {
             State::EndTag => self.close_tag(),
             State::AttrName => {
-                let (count, cap, limit) =
-                    if self.xmlns == 6 || (self.xmlns == 5 && self.run == 5) {
-                        (&mut self.namespaces, limits.namespaces, Limit::Namespaces)
-                    } else {
-                        (&mut self.attributes, limits.attributes, Limit::Attributes)
-                    };
+                let (count, cap, limit) = if self.xmlns == 6 || (self.xmlns == 5 && self.run == 5) {
+                    (&mut self.namespaces, limits.namespaces, Limit::Namespaces)
+                } else {
+                    (&mut self.attributes, limits.attributes, Limit::Attributes)
+                };
                 *count += 1;
                 if *count > cap {
                     return Err(FrameError::PolicyViolation(limit));
@@ -320,8 +323,11 @@ impl Lexer {
                     return Err(FrameError::RestrictedXml);
                 }
                 let seen = seen + 1;
-                self.state =
-                    if seen as usize == CDATA.len() { State::Cdata(0) } else { State::Bang(seen) };
+                self.state = if seen as usize == CDATA.len() {
+                    State::Cdata(0)
+                } else {
+                    State::Bang(seen)
+                };
             }
             (State::Slash, b'>') => return Ok(self.open_tag(true)),
             (State::Tag, b'>') => return Ok(self.open_tag(false)),
@@ -389,7 +395,11 @@ impl Lexer {
     fn open_tag(&mut self, closed: bool) -> Option<Boundary> {
         if !self.opened {
             self.opened = true;
-            self.state = if closed { State::Closed } else { State::Between };
+            self.state = if closed {
+                State::Closed
+            } else {
+                State::Between
+            };
             return Some(Boundary::Header { closed });
         }
         if !closed {

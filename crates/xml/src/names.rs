@@ -42,7 +42,11 @@ pub(crate) struct Scope {
 
 impl Scope {
     pub(crate) fn client() -> Self {
-        Self { default_ns: CLIENT.clone(), prefixes: Box::default(), lang: None }
+        Self {
+            default_ns: CLIENT.clone(),
+            prefixes: Box::default(),
+            lang: None,
+        }
     }
 }
 
@@ -88,7 +92,12 @@ pub(crate) struct Names<'a> {
 
 impl<'a> Names<'a> {
     pub(crate) fn new(scope: &'a Scope) -> Self {
-        Self { scope, bindings: Vec::new(), levels: Vec::new(), inherited: Vec::new() }
+        Self {
+            scope,
+            bindings: Vec::new(),
+            levels: Vec::new(),
+            inherited: Vec::new(),
+        }
     }
 
     /// Enters an element: takes its declarations, resolves its attributes, returns its namespace.
@@ -99,8 +108,14 @@ impl<'a> Names<'a> {
         limits: &Limits,
     ) -> Result<Arc<str>, FrameError> {
         unique_as_written(attrs)?;
-        let outer = self.levels.last().map_or(&self.scope.default_ns, |level| &level.default_ns);
-        let mut level = Level { default_ns: outer.clone(), bindings: self.bindings.len() };
+        let outer = self
+            .levels
+            .last()
+            .map_or(&self.scope.default_ns, |level| &level.default_ns);
+        let mut level = Level {
+            default_ns: outer.clone(),
+            bindings: self.bindings.len(),
+        };
         for attr in attrs.iter_mut().filter(|attr| attr.is_declaration()) {
             // rxml guards the xml namespace and empty prefixes, not this name
             if attr.value == rxml::XMLNS_XMLNS {
@@ -109,7 +124,8 @@ impl<'a> Names<'a> {
             if attr.prefix.is_none() {
                 level.default_ns = intern(&attr.value);
             } else if attr.local != "xml" {
-                self.bindings.push((attr.local.clone(), intern(&attr.value)));
+                self.bindings
+                    .push((attr.local.clone(), intern(&attr.value)));
             }
         }
         if self.bindings.len() + self.scope.prefixes.len() > limits.namespaces_in_scope as usize {
@@ -139,9 +155,15 @@ impl<'a> Names<'a> {
 
     /// What the outermost element put in scope, as scope for what follows inside it.
     pub(crate) fn into_scope(self, lang: Option<Box<str>>) -> Scope {
-        let default_ns =
-            self.levels.first().map_or_else(|| intern(""), |level| level.default_ns.clone());
-        Scope { default_ns, prefixes: self.bindings.into_boxed_slice(), lang }
+        let default_ns = self
+            .levels
+            .first()
+            .map_or_else(|| intern(""), |level| level.default_ns.clone());
+        Scope {
+            default_ns,
+            prefixes: self.bindings.into_boxed_slice(),
+            lang,
+        }
     }
 
     fn resolve(&mut self, prefix: &NcName) -> Result<Arc<str>, FrameError> {
@@ -151,7 +173,11 @@ impl<'a> Names<'a> {
         if prefix == "xml" {
             return Ok(XML.clone());
         }
-        let inherited = self.scope.prefixes.iter().position(|(name, _)| name == prefix);
+        let inherited = self
+            .scope
+            .prefixes
+            .iter()
+            .position(|(name, _)| name == prefix);
         let at = inherited.ok_or(FrameError::NotWellFormed)?;
         if !self.inherited.contains(&at) {
             self.inherited.push(at);
@@ -173,8 +199,15 @@ fn unique_as_written(attrs: &[RawAttr]) -> Result<(), FrameError> {
 
 /// XML namespaces §6.3: the same name through two prefixes.
 fn unique_as_resolved(attrs: &[RawAttr]) -> Result<(), FrameError> {
-    for (at, attr) in attrs.iter().enumerate().filter(|(_, attr)| attr.ns.is_some()) {
-        if attrs[..at].iter().any(|other| other.ns == attr.ns && other.local == attr.local) {
+    for (at, attr) in attrs
+        .iter()
+        .enumerate()
+        .filter(|(_, attr)| attr.ns.is_some())
+    {
+        if attrs[..at]
+            .iter()
+            .any(|other| other.ns == attr.ns && other.local == attr.local)
+        {
             return Err(FrameError::NotWellFormed);
         }
     }

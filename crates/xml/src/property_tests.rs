@@ -47,10 +47,48 @@ const HDR: &str = "<stream:stream xmlns='jabber:client' xmlns:q='urn:q' \
 /// Pieces that make interesting XML more often than bytes do.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     let words: Vec<&'static str> = vec![
-        "<message", "<iq", "<q:a", "<x", "</message>", "</iq>", "</q:a>", "</x>", "/>", ">", "<", "&", ";",
-        " to='a'", " id=\"&lt;\"", " xmlns='u'", " xmlns:p='u'", " p:k=''", " k='", "'", "\"", "=", " ",
-        "text", "&amp;", "&#65;", "&x;", "<![CDATA[", "]]>", "]", "<!--", "-->", "<?xml version='1.0'?>",
-        "<?", "\r", "\n", "\u{e9}", "\u{1F600}", "</stream:stream>", HDR, " xml:lang='x'", "/",
+        "<message",
+        "<iq",
+        "<q:a",
+        "<x",
+        "</message>",
+        "</iq>",
+        "</q:a>",
+        "</x>",
+        "/>",
+        ">",
+        "<",
+        "&",
+        ";",
+        " to='a'",
+        " id=\"&lt;\"",
+        " xmlns='u'",
+        " xmlns:p='u'",
+        " p:k=''",
+        " k='",
+        "'",
+        "\"",
+        "=",
+        " ",
+        "text",
+        "&amp;",
+        "&#65;",
+        "&x;",
+        "<![CDATA[",
+        "]]>",
+        "]",
+        "<!--",
+        "-->",
+        "<?xml version='1.0'?>",
+        "<?",
+        "\r",
+        "\n",
+        "\u{e9}",
+        "\u{1F600}",
+        "</stream:stream>",
+        HDR,
+        " xml:lang='x'",
+        "/",
     ];
     prop_oneof![
         20 => proptest::sample::select(words).prop_map(|word| word.as_bytes().to_vec()),
@@ -60,7 +98,11 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
 
 fn soup() -> impl Strategy<Value = Vec<u8>> {
     (any::<bool>(), vec(piece(), 0..24)).prop_map(|(header, pieces)| {
-        let mut out = if header { HDR.as_bytes().to_vec() } else { Vec::new() };
+        let mut out = if header {
+            HDR.as_bytes().to_vec()
+        } else {
+            Vec::new()
+        };
         out.extend(pieces.concat());
         out
     })
@@ -70,7 +112,9 @@ fn legal() -> impl Strategy<Value = String> {
     vec(
         prop_oneof![
             any::<char>().prop_filter("legal in XML", |c| is_xml_char(*c)),
-            proptest::sample::select(vec!['<', '>', '&', '\'', '"', '\r', '\n', '\t', ' ', ']', ';']),
+            proptest::sample::select(vec![
+                '<', '>', '&', '\'', '"', '\r', '\n', '\t', ' ', ']', ';'
+            ]),
         ],
         0..24,
     )
@@ -80,11 +124,14 @@ fn legal() -> impl Strategy<Value = String> {
 /// A well-formed stanza with every kind of construct.
 fn stanza() -> impl Strategy<Value = String> {
     let attr = |name: &'static str| {
-        prop_oneof![Just(String::new()), legal().prop_map(move |value| {
-            let mut out = String::new();
-            crate::push_attr(&mut out, name, &value);
-            out
-        })]
+        prop_oneof![
+            Just(String::new()),
+            legal().prop_map(move |value| {
+                let mut out = String::new();
+                crate::push_attr(&mut out, name, &value);
+                out
+            })
+        ]
     };
     let text = prop_oneof![
         Just(String::new()),
@@ -105,16 +152,21 @@ fn stanza() -> impl Strategy<Value = String> {
             }
         })
     });
-    (attr("to"), attr("id"), attr("xml:lang"), vec(node, 0..4), text).prop_map(
-        |(to, id, lang, children, text)| {
+    (
+        attr("to"),
+        attr("id"),
+        attr("xml:lang"),
+        vec(node, 0..4),
+        text,
+    )
+        .prop_map(|(to, id, lang, children, text)| {
             let children = children.concat();
             if children.is_empty() && text.is_empty() {
                 format!("<message{to}{id}{lang}/>")
             } else {
                 format!("<message{to}\n{id}{lang}>{text}{children}</message>")
             }
-        },
-    )
+        })
 }
 
 proptest! {

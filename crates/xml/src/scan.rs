@@ -28,11 +28,7 @@ pub fn scan(bytes: &Bytes, limits: &Limits) -> Result<Element, FrameError> {
 }
 
 /// Scans an element that stands inside a stream.
-pub(crate) fn element(
-    bytes: &[u8],
-    scope: &Scope,
-    limits: &Limits,
-) -> Result<Element, FrameError> {
+pub(crate) fn element(bytes: &[u8], scope: &Scope, limits: &Limits) -> Result<Element, FrameError> {
     let mut walk = Walk::new(bytes, scope, limits);
     while walk.header.is_none() || !walk.open.is_empty() {
         walk.step()?;
@@ -47,7 +43,10 @@ pub(crate) fn element(
 
 /// The stream's opening tag, with its declaration if there is one, walked as far as it goes.
 pub(crate) fn opening_tag(bytes: &[u8], limits: &Limits) -> Result<OpeningTag, FrameError> {
-    let outside = Scope { default_ns: crate::names::intern(""), ..Scope::client() };
+    let outside = Scope {
+        default_ns: crate::names::intern(""),
+        ..Scope::client()
+    };
     let mut reader = Reader::new(bytes, limits);
     let mut names = Names::new(&outside);
     loop {
@@ -101,8 +100,16 @@ impl<'a> Reader<'a> {
         let token = limits.value_bytes.max(limits.name_bytes) as usize;
         // the parser reserves a whole token at once; text longer than that is split
         let max_token_length = token.min(bytes.len()).max(64);
-        let options = Options { max_token_length, ..Options::default() };
-        Self { parser: RawParser::with_options(options), bytes, rest: bytes, tag: None }
+        let options = Options {
+            max_token_length,
+            ..Options::default()
+        };
+        Self {
+            parser: RawParser::with_options(options),
+            bytes,
+            rest: bytes,
+            tag: None,
+        }
     }
 
     fn position(&self) -> usize {
@@ -138,7 +145,13 @@ impl<'a> Reader<'a> {
                 if let Some(tag) = &mut self.tag {
                     let start = tag.attrs.last().map_or(tag.name_end, |attr| attr.span.1);
                     let span = (start, offset(here));
-                    tag.attrs.push(RawAttr { prefix, local, value, span, ns: None });
+                    tag.attrs.push(RawAttr {
+                        prefix,
+                        local,
+                        value,
+                        span,
+                        ns: None,
+                    });
                 }
                 Event::Nothing
             }
@@ -197,10 +210,15 @@ impl<'a> Walk<'a> {
     }
 
     fn enter(&mut self, mut tag: Tag) -> Result<(), FrameError> {
-        let ns = self.names.open(tag.prefix.as_ref(), &mut tag.attrs, self.limits)?;
+        let ns = self
+            .names
+            .open(tag.prefix.as_ref(), &mut tag.attrs, self.limits)?;
         self.open.push(tag.start);
         let Some(header) = &mut self.header else {
-            let slash = self.reader.bytes.get((tag.open_end as usize).saturating_sub(2));
+            let slash = self
+                .reader
+                .bytes
+                .get((tag.open_end as usize).saturating_sub(2));
             let self_closing = slash == Some(&b'/');
             self.header = Some(root(tag, ns, self_closing));
             return Ok(());
@@ -208,7 +226,9 @@ impl<'a> Walk<'a> {
         let parent = match self.open.len() {
             2 => &mut header.children,
             depth => {
-                let Some(child) = header.children.last_mut() else { return Ok(()) };
+                let Some(child) = header.children.last_mut() else {
+                    return Ok(());
+                };
                 if depth > 3 {
                     if depth == 4
                         && let Some(grandchild) = child.children.last_mut()
@@ -234,7 +254,9 @@ impl<'a> Walk<'a> {
     }
 
     fn text(&mut self) {
-        let Some(header) = &mut self.header else { return };
+        let Some(header) = &mut self.header else {
+            return;
+        };
         match self.open.len() {
             1 => header.has_text = true,
             depth @ (2 | 3) => {
@@ -251,7 +273,9 @@ impl<'a> Walk<'a> {
         let end = offset(self.reader.position());
         let depth = self.open.len();
         self.open.pop();
-        let Some(header) = &mut self.header else { return };
+        let Some(header) = &mut self.header else {
+            return;
+        };
         match depth {
             1 if !header.spans.self_closing => {
                 // a closing tag holds no other `<`
@@ -270,7 +294,11 @@ impl<'a> Walk<'a> {
 
 fn at_depth(header: &mut Header, depth: usize) -> Option<&mut Child> {
     let child = header.children.last_mut()?;
-    if depth == 2 { Some(child) } else { child.children.last_mut() }
+    if depth == 2 {
+        Some(child)
+    } else {
+        child.children.last_mut()
+    }
 }
 
 fn others(attrs: Vec<RawAttr>) -> Vec<Attr> {
@@ -279,7 +307,11 @@ fn others(attrs: Vec<RawAttr>) -> Vec<Attr> {
 }
 
 fn attr(raw: RawAttr) -> Attr {
-    Attr { ns: raw.ns, name: raw.local.as_str().into(), value: raw.value.into_boxed_str() }
+    Attr {
+        ns: raw.ns,
+        name: raw.local.as_str().into(),
+        value: raw.value.into_boxed_str(),
+    }
 }
 
 fn root(tag: Tag, ns: Arc<str>, self_closing: bool) -> Header {
@@ -328,12 +360,7 @@ fn root(tag: Tag, ns: Arc<str>, self_closing: bool) -> Header {
 }
 
 /// Writes onto the root what only the stream's opening tag said (RFC 6120 §4.7.4, §4.8.5).
-fn self_contained(
-    bytes: &[u8],
-    mut header: Header,
-    scope: &Scope,
-    inherited: &[usize],
-) -> Element {
+fn self_contained(bytes: &[u8], mut header: Header, scope: &Scope, inherited: &[usize]) -> Element {
     let mut extra = String::new();
     let mut lang_from = None;
     for &at in inherited {
@@ -348,7 +375,10 @@ fn self_contained(
         header.lang = Some(lang.clone());
     }
     if extra.is_empty() {
-        return Element { bytes: Bytes::copy_from_slice(bytes), header };
+        return Element {
+            bytes: Bytes::copy_from_slice(bytes),
+            header,
+        };
     }
     let name_end = header.spans.name_end as usize;
     let mut out = Vec::with_capacity(bytes.len() + extra.len());
@@ -358,7 +388,10 @@ fn self_contained(
     header.shift(offset(extra.len()));
     let span = |from| (offset(name_end + from), offset(name_end + extra.len()));
     header.spans.known[4] = lang_from.map(span).or(header.spans.known[4]);
-    Element { bytes: Bytes::from(out), header }
+    Element {
+        bytes: Bytes::from(out),
+        header,
+    }
 }
 
 impl Header {
@@ -367,7 +400,12 @@ impl Header {
         let spans = &mut self.spans;
         spans.open_end += by;
         spans.content_end += by;
-        for span in spans.known.iter_mut().flatten().filter(|span| span.0 >= spans.name_end) {
+        for span in spans
+            .known
+            .iter_mut()
+            .flatten()
+            .filter(|span| span.0 >= spans.name_end)
+        {
             *span = (span.0 + by, span.1 + by);
         }
         for child in &mut self.children {

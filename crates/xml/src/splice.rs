@@ -124,7 +124,11 @@ impl<'a> Splice<'a> {
         if !fresh.is_empty() {
             edits.push(edit(spans.name_end, spans.name_end, fresh.into_bytes()));
         }
-        for child in self.removed.iter().filter_map(|&index| header.children.get(index)) {
+        for child in self
+            .removed
+            .iter()
+            .filter_map(|&index| header.children.get(index))
+        {
             edits.push(edit(child.span.start, child.span.end, Vec::new()));
         }
         if !self.appended.is_empty() {
@@ -140,7 +144,11 @@ impl<'a> Splice<'a> {
         if !spans.self_closing {
             return edit(spans.content_end, spans.content_end, self.appended.clone());
         }
-        let name = self.element.bytes.get(1..spans.name_end as usize).unwrap_or_default();
+        let name = self
+            .element
+            .bytes
+            .get(1..spans.name_end as usize)
+            .unwrap_or_default();
         let mut with = Vec::with_capacity(self.appended.len() + name.len() + 4);
         with.push(b'>');
         with.extend_from_slice(&self.appended);
@@ -152,7 +160,11 @@ impl<'a> Splice<'a> {
 }
 
 fn edit(start: u32, end: u32, with: Vec<u8>) -> Edit {
-    Edit { start: start as usize, end: end as usize, with }
+    Edit {
+        start: start as usize,
+        end: end as usize,
+        with,
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +174,11 @@ mod tests {
     use crate::{Limits, scan};
 
     fn element(xml: &str) -> Element {
-        scan(&Bytes::copy_from_slice(xml.as_bytes()), &Limits::after_auth()).unwrap()
+        scan(
+            &Bytes::copy_from_slice(xml.as_bytes()),
+            &Limits::after_auth(),
+        )
+        .unwrap()
     }
 
     fn check(xml: &str, edit: impl FnOnce(&mut Splice), expected: &str) {
@@ -178,8 +194,16 @@ mod tests {
             s.set_attr("from", Some("a@b/c'd"));
         };
         check("<iq/>", from, "<iq from='a@b/c&apos;d'/>");
-        check("<iq \n from = \"x\" id='1'/>", from, "<iq from='a@b/c&apos;d' id='1'/>");
-        check("<iq p:from='x' xmlns:p='u'/>", from, "<iq from='a@b/c&apos;d' p:from='x' xmlns:p='u'/>");
+        check(
+            "<iq \n from = \"x\" id='1'/>",
+            from,
+            "<iq from='a@b/c&apos;d' id='1'/>",
+        );
+        check(
+            "<iq p:from='x' xmlns:p='u'/>",
+            from,
+            "<iq from='a@b/c&apos;d' p:from='x' xmlns:p='u'/>",
+        );
     }
 
     #[test]
@@ -198,7 +222,10 @@ mod tests {
         check(
             "<message id='1'><a/><b>x</b><a/></message>",
             |s| {
-                s.remove_child(0).remove_child(2).append_child("<z/>").set_attr("id", None);
+                s.remove_child(0)
+                    .remove_child(2)
+                    .append_child("<z/>")
+                    .set_attr("id", None);
             },
             "<message><b>x</b><z/></message>",
         );
@@ -209,7 +236,13 @@ mod tests {
             },
             "<c:message xmlns='jabber:client' xmlns:c='jabber:client'><z/></c:message>",
         );
-        check("<m ></m >", |s| { s.append_child("<z/>"); }, "<m ><z/></m >");
+        check(
+            "<m ></m >",
+            |s| {
+                s.append_child("<z/>");
+            },
+            "<m ><z/></m >",
+        );
     }
 
     #[test]
@@ -218,6 +251,10 @@ mod tests {
             s.ensure_ns("jabber:client");
         };
         check("<message/>", ensure, "<message xmlns='jabber:client'/>");
-        check("<message xmlns=\"jabber:client\"/>", ensure, "<message xmlns=\"jabber:client\"/>");
+        check(
+            "<message xmlns=\"jabber:client\"/>",
+            ensure,
+            "<message xmlns=\"jabber:client\"/>",
+        );
     }
 }

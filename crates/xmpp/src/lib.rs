@@ -1,1 +1,21 @@
-//! xmpp
+//! The vocabulary of XMPP: namespaces, addresses, stanza headers, errors, and the published tables
+//! that decide routing, stripping and exemption.
+//!
+//! Owns pure functions and data only. Refuses to know sockets, clocks, stores and services.
+
+pub mod caps;
+pub mod carbons;
+pub mod error;
+pub mod exempt;
+pub mod jid;
+pub mod ns;
+pub mod routing;
+pub mod stanza;
+pub mod strip;
+pub mod tree;
+
+pub use error::{Condition, ErrorType, SaslFailure, StanzaError, StreamCondition, StreamError};
+pub use jid::{BareJid, FullJid, Jid, JidError};
+pub use stanza::{
+    Hints, IqType, Kind, MessageType, Payload, PresenceType, StanzaHeader, StanzaType,
+};

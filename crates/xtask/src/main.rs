@@ -1,6 +1,9 @@
 //! The project's own tasks: code generation, tests, tidiness, benches. Owns their logic; CI only calls it.
 
 mod codegen;
+mod floors;
+mod run;
+mod tidy;
 
 use std::path::PathBuf;
 
@@ -21,11 +24,34 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Checks floors, file headers and lengths, and that generated files are fresh.
+    Tidy,
+    /// Runs the tests: everything of a change (default), `kill`, or `long`.
+    Test {
+        /// Which part.
+        #[arg(value_enum, default_value_t = run::Part::Change)]
+        part: run::Part,
+        /// Rounds of each kill test.
+        #[arg(long, default_value_t = 2)]
+        times: u32,
+    },
+    /// Measures: `load` runs the load generator, `micro` the criterion benches.
+    Bench {
+        /// Which bench.
+        #[arg(value_enum)]
+        bench: run::Bench,
+        /// Passed on to the load generator, e.g. `--peers`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     match Cli::parse().task {
         Task::Codegen { check } => codegen::run(&root, check),
+        Task::Tidy => tidy::run(&root),
+        Task::Test { part, times } => run::test(&root, part, times),
+        Task::Bench { bench, rest } => run::bench(&root, bench, &rest),
     }
 }

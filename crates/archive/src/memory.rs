@@ -1,0 +1,127 @@
+//! What became of recent idempotency keys, and the highest count of each stream-management id, so
+//! that a repeat is one record and a lost lane can be settled. Bounded; refuses to guess about
+//! what it has forgotten beyond saying that it was in the log.
+
+use std::collections::{HashMap, VecDeque};
+
+use chancery_api::archive::Outcome;
+use chancery_evidence::IdempotencyKey;
+
+/// Keys whose answers are remembered; the oldest is forgotten first.
+pub(crate) const KEYS_LIMIT: usize = 100_000;
+/// Stream-management ids whose highest count is remembered; the oldest is forgotten first.
+pub(crate) const STREAMS_LIMIT: usize = 200_000;
+
+/// The answer that an item got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answered {
+    pub(crate) outcome: Outcome,
+    pub(crate) number: u64,
+    pub(crate) archive_id: Box<str>,
+}
+
+#[derive(Debug, Default)]
+struct Mark {
+    highest: u64,
+    /// The highest count whose answer was forgotten.
+    forgotten: u64,
+}
+
+/// What is known of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Its answer.
+    Answered(Answered),
+    /// It was in the log, and its answer is forgotten.
+    Forgotten,
+    /// Never seen.
+    New,
+}
+
+/// The memory.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    answers: HashMap<IdempotencyKey, Answered>,
+    order: VecDeque<IdempotencyKey>,
+    marks: HashMap<[u8; 16], Mark>,
+    streams: VecDeque<[u8; 16]>,
+}
+
+impl Memory {
+    /// Remembers the answer to `key`.
+    pub(crate) fn remember(&mut self, key: IdempotencyKey, answered: Answered) {
+        if self.answers.insert(key, answered).is_none() {
+            self.order.push_back(key);
+        }
+        if !self.marks.contains_key(&key.stream) {
+            self.streams.push_back(key.stream);
+        }
+        let mark = self.marks.entry(key.stream).or_default();
+        mark.highest = mark.highest.max(key.count);
+        if self.order.len() > KEYS_LIMIT
+            && let Some(old) = self.order.pop_front()
+        {
+            self.answers.remove(&old);
+            if let Some(mark) = self.marks.get_mut(&old.stream) {
+                mark.forgotten = mark.forgotten.max(old.count);
+            }
+        }
+        if self.streams.len() > STREAMS_LIMIT
+            && let Some(old) = self.streams.pop_front()
+        {
+            self.marks.remove(&old);
+        }
+    }
+
+    /// What is known of `key`.
+    pub(crate) fn look(&self, key: &IdempotencyKey) -> Known {
+        if let Some(answered) = self.answers.get(key) {
+            return Known::Answered(answered.clone());
+        }
+        match self.marks.get(&key.stream) {
+            Some(mark) if key.count <= mark.forgotten => Known::Forgotten,
+            _ => Known::New,
+        }
+    }
+
+    /// The highest count in the log of a stream-management id.
+    pub(crate) fn highest(&self, stream: &[u8; 16]) -> Option<u64> {
+        self.marks.get(stream).map(|mark| mark.highest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(stream: u8, count: u64) -> IdempotencyKey {
+        IdempotencyKey { stream: [stream; 16], count }
+    }
+
+    fn answered(number: u64) -> Answered {
+        Answered { outcome: Outcome::Committed, number, archive_id: "id".into() }
+    }
+
+    #[test]
+    fn a_repeat_is_known_and_a_gap_is_new() {
+        let mut memory = Memory::default();
+        memory.remember(key(1, 5), answered(50));
+        assert_eq!(memory.look(&key(1, 5)), Known::Answered(answered(50)));
+        // Never taken, although a later one was: it may come again.
+        assert_eq!(memory.look(&key(1, 4)), Known::New);
+        assert_eq!(memory.look(&key(2, 5)), Known::New);
+        assert_eq!(memory.highest(&[1; 16]), Some(5));
+        assert_eq!(memory.highest(&[2; 16]), None);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_still_known_to_be_in_the_log() {
+        let mut memory = Memory::default();
+        for count in 1..=KEYS_LIMIT as u64 + 10 {
+            memory.remember(key(1, count), answered(count));
+        }
+        assert_eq!(memory.answers.len(), KEYS_LIMIT);
+        assert_eq!(memory.look(&key(1, 10)), Known::Forgotten);
+        assert_eq!(memory.look(&key(1, 11)), Known::Answered(answered(11)));
+    }
+}

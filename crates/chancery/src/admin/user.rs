@@ -1,0 +1,99 @@
+//! `user`: accounts, one at a time, and their list.
+
+use chancery_api::directory::{
+    AccountAct, AccountState, ChangeAccountRequest, ListAccountsRequest, NewCredentials,
+};
+use chancery_api::roster::ClearRequest;
+
+use super::{Admin, about, actor, cx, import, new_password, unconfirmed};
+use crate::cli::User;
+use crate::error::{OK, Outcome};
+use crate::out::{note, say};
+
+/// Accounts of one page of the list.
+const PAGE: u32 = 500;
+
+pub async fn run(admin: &Admin, command: User) -> Outcome {
+    match command {
+        User::Add { jid } => with_password(admin, AccountAct::Add, &jid, "added").await,
+        User::Passwd { jid } => {
+            with_password(admin, AccountAct::Password, &jid, "password changed:").await
+        }
+        User::Disable { jid } => change(admin, AccountAct::Disable, &jid, "disabled").await,
+        User::Enable { jid } => change(admin, AccountAct::Enable, &jid, "enabled").await,
+        User::Delete { jid } => delete(admin, &jid).await,
+        User::List => list(admin).await,
+        User::Import { file } => import::run(admin, &file).await,
+    }
+}
+
+async fn with_password(admin: &Admin, act: AccountAct, jid: &str, done: &str) -> Outcome {
+    let jid = admin.jid(jid).await?;
+    let password = new_password(&jid)?;
+    let credentials = Some(NewCredentials { password, keys: Vec::new() });
+    submit(admin, act, jid, credentials, done).await
+}
+
+async fn change(admin: &Admin, act: AccountAct, jid: &str, done: &str) -> Outcome {
+    let jid = admin.jid(jid).await?;
+    submit(admin, act, jid, None, done).await
+}
+
+async fn submit(
+    admin: &Admin,
+    act: AccountAct,
+    jid: String,
+    credentials: Option<NewCredentials>,
+    done: &str,
+) -> Outcome {
+    let request = ChangeAccountRequest {
+        act: act.into(),
+        jid: jid.clone(),
+        credentials,
+        actor: actor(),
+    };
+    let answer = admin.directory.change_account(&cx(), request).await.map_err(about(&jid))?;
+    say!("{done} {jid}");
+    unconfirmed(&answer.unconfirmed)
+}
+
+/// The account first, so that nobody logs in to a roster that is going away.
+async fn delete(admin: &Admin, jid: &str) -> Outcome {
+    let jid = admin.jid(jid).await?;
+    let request = ChangeAccountRequest {
+        act: AccountAct::Delete.into(),
+        jid: jid.clone(),
+        credentials: None,
+        actor: actor(),
+    };
+    let answer = admin.directory.change_account(&cx(), request).await.map_err(about(&jid))?;
+    let clear = ClearRequest { owner: jid.clone(), actor: actor() };
+    if let Err(error) = admin.roster.clear(&cx(), clear).await {
+        note!("the account is gone, its roster is not: run the command again");
+        return Err(about(&jid)(error));
+    }
+    say!("deleted {jid}");
+    unconfirmed(&answer.unconfirmed)
+}
+
+async fn list(admin: &Admin) -> Outcome {
+    for domain in admin.selected().await? {
+        let mut after = String::new();
+        loop {
+            let request = ListAccountsRequest { domain: domain.clone(), after, limit: PAGE };
+            let page = admin.directory.list_accounts(&cx(), request).await.map_err(about(&domain))?;
+            for account in &page.accounts {
+                match account.state() {
+                    AccountState::Disabled => say!("{} disabled", account.jid),
+                    AccountState::Deleted => {}
+                    _ => say!("{}", account.jid),
+                }
+            }
+            match page.accounts.last() {
+                Some(last) if page.more => after = last.jid.clone(),
+                _ => break,
+            }
+        }
+    }
+    Ok(OK)
+}

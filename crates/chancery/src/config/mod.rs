@@ -1,0 +1,197 @@
+//! The configuration: one TOML file for all processes, flags above it, defaults below. Raw sections
+//! are read here and turned into [`Settings`], which cannot hold an impossible combination. Owns
+//! the sections that no crate owns (`server listen services internal tls log`); every other section
+//! is its crate's `Config`. Starts nothing.
+
+mod nearest;
+mod read;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use read::{Place, Problem};
+pub use settings::{InternalFiles, Listen, Settings, TlsFiles};
+
+use crate::cli;
+use read::{Document, Section};
+
+/// Sections of the file, in the order in which they are shown.
+const SECTIONS: [&str; 12] = [
+    "server", "listen", "services", "internal", "tls", "log", "gateway", "directory", "roster",
+    "policy", "presence", "archive",
+];
+
+/// `[server]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ServerSection {
+    /// This process's name among the others; unique among the gateways.
+    name: Option<String>,
+    /// Hosted domains, the default one first.
+    domains: Vec<String>,
+    /// Data directory.
+    data: Option<PathBuf>,
+    /// Services of this process; all when absent.
+    roles: Vec<String>,
+    /// Directory of the local authority and the certificates that it made; `tls` in the data
+    /// directory when absent. Gateways of one deployment share it.
+    authority: Option<PathBuf>,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ListenSection {
+    /// Clients with STARTTLS.
+    c2s: Option<String>,
+    /// Clients with direct TLS.
+    c2s_tls: Option<String>,
+    /// Health and metrics.
+    ops: Option<String>,
+    /// Other processes; the address that `[services]` gives the roles of this process when absent.
+    internal: Option<String>,
+}
+
+/// `[internal]`: `{roles}` in a path stands for the process's roles joined by `-`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct InternalSection {
+    /// PEM of the authority that all processes trust.
+    authority: Option<PathBuf>,
+    /// PEM of this process's certificate.
+    certificate: Option<PathBuf>,
+    /// PEM of its private key.
+    key: Option<PathBuf>,
+}
+
+/// `[tls."DOMAIN"]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsSection {
+    /// PEM of the certificate chain, the leaf first.
+    certificate: PathBuf,
+    /// PEM of the private key.
+    key: PathBuf,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LogSection {
+    /// `text` or `json`.
+    format: String,
+    /// A level, or a list of `target=level`.
+    level: String,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self { format: "text".into(), level: "info".into() }
+    }
+}
+
+/// What the services' crates own, as read.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceConfigs {
+    pub gateway: chancery_gateway::Config,
+    pub directory: chancery_directory::Config,
+    pub roster: chancery_roster::Config,
+    pub policy: chancery_policy::Config,
+    pub presence: chancery_presence::Config,
+    pub archive: chancery_archive::Config,
+}
+
+/// The file's sections as read, before they are held against each other.
+struct Raw {
+    server: Section<ServerSection>,
+    listen: Section<ListenSection>,
+    services: Section<BTreeMap<String, String>>,
+    internal: Section<InternalSection>,
+    tls: Section<BTreeMap<String, TlsSection>>,
+    log: Section<LogSection>,
+    configs: ServiceConfigs,
+    /// The directory that relative paths of the file start from.
+    base: PathBuf,
+}
+
+/// What the command line says, which goes above the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    pub place: cli::Place,
+    pub serve: cli::Serve,
+}
+
+impl Overrides {
+    /// Only the place, for commands that do not serve.
+    pub fn place(place: &cli::Place) -> Self {
+        Self { place: place.clone(), serve: cli::Serve::default() }
+    }
+}
+
+impl Settings {
+    /// Reads, completes and checks; all problems at once, or settings that can be started.
+    pub fn load(overrides: &Overrides) -> Result<Self, Vec<Problem>> {
+        let none = PathBuf::from("configuration");
+        match &overrides.place.config {
+            Some(path) => {
+                let text = read::load(path).map_err(|problem| vec![problem])?;
+                Self::parse(path, &text, overrides)
+            }
+            None => Self::parse(&none, "", overrides),
+        }
+    }
+
+    /// The same from a text that was read already.
+    pub fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<Self, Vec<Problem>> {
+        let mut document = Document::parse(path, text);
+        let mut problems = Vec::new();
+        let raw = Raw {
+            server: document.section("server"),
+            listen: document.section("listen"),
+            services: document.section("services"),
+            internal: document.section("internal"),
+            tls: document.section("tls"),
+            log: document.section("log"),
+            configs: ServiceConfigs {
+                gateway: service(&mut document, "gateway", chancery_gateway::Config::problems, &mut problems),
+                directory: service(&mut document, "directory", chancery_directory::Config::problems, &mut problems),
+                roster: service(&mut document, "roster", chancery_roster::Config::problems, &mut problems),
+                policy: service(&mut document, "policy", chancery_policy::Config::problems, &mut problems),
+                presence: service(&mut document, "presence", chancery_presence::Config::problems, &mut problems),
+                archive: service(&mut document, "archive", chancery_archive::Config::problems, &mut problems),
+            },
+            base: path.parent().map(Path::to_owned).unwrap_or_default(),
+        };
+        let settings = settings::validate(raw, overrides, &mut problems);
+        problems.extend(document.finish(&SECTIONS));
+        problems.sort();
+        problems.dedup();
+        match settings {
+            Some(settings) if problems.is_empty() => Ok(settings),
+            _ => Err(problems),
+        }
+    }
+}
+
+/// Takes a service's section and asks its crate what is wrong with it.
+fn service<C>(
+    document: &mut Document<'_>,
+    name: &str,
+    check: impl Fn(&C) -> Vec<(&'static str, String)>,
+    problems: &mut Vec<Problem>,
+) -> C
+where
+    C: serde::de::DeserializeOwned + Default,
+{
+    let section = document.section::<C>(name);
+    for (field, text) in check(&section.value) {
+        problems.push(Problem { place: section.place(field), text: format!("[{name}] {field}: {text}") });
+    }
+    section.value
+}
+
+#[cfg(test)]
+mod tests;

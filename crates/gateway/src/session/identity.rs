@@ -1,0 +1,202 @@
+//! Who a bound session is, and what its shard has been told of it.
+//!
+//! Shared by the session's task and by what runs for it (presence, handlers). Refuses to own
+//! anything of the stream.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use chancery_api::archive::UpdateSession;
+use chancery_api::directory::AccountFact;
+use chancery_api::roster::SubscriptionsResponse;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::deliver::Reader;
+use super::inbox::CutOff;
+use super::table::cut_off;
+
+/// See the module.
+pub(crate) struct Identity {
+    /// Number of the session on this gateway.
+    pub(crate) number: u64,
+    /// Bare JID.
+    pub(crate) account: Box<str>,
+    /// Full JID.
+    pub(crate) full: Box<str>,
+    /// Domain of the account.
+    pub(crate) domain: Arc<str>,
+    /// Key of what is recorded from `<enable/>` on, and its stream-management id.
+    pub(crate) sm_id: [u8; 16],
+    /// Key of what is recorded before: the client's counts begin with `<enable/>` (XEP-0198 §4).
+    pub(crate) early_id: [u8; 16],
+    /// Version of the credentials that opened it.
+    pub(crate) credential_version: u64,
+    /// Generation of the account as first heard; 0 = not yet heard.
+    generation: AtomicU64,
+    /// What the shard knows, or is being told.
+    pub(crate) followed: Mutex<Followed>,
+}
+
+/// The state of a session that its shard decides by.
+#[derive(Default)]
+pub(crate) struct Followed {
+    pub(crate) available: bool,
+    pub(crate) priority: i8,
+    pub(crate) carbons: bool,
+    pub(crate) interested: bool,
+    /// Updates sent, and those that the shard has confirmed.
+    sent: u64,
+    confirmed: u64,
+    waiting: Option<(u64, oneshot::Sender<()>)>,
+    /// Who hears whom; kept only while roster pushes tell of changes.
+    pub(crate) subscriptions: Option<Arc<SubscriptionsResponse>>,
+}
+
+/// One change of that state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Available with a priority, or not.
+    Presence(Option<i8>),
+    /// Wants carbons (XEP-0280).
+    Carbons(bool),
+    /// Asked for the roster (RFC 6121 §2.2).
+    Interested,
+}
+
+impl Identity {
+    /// An identity that nothing has been told of.
+    pub(crate) fn new(
+        number: u64,
+        full: &jid::FullJid,
+        sm_id: [u8; 16],
+        early_id: [u8; 16],
+        credential_version: u64,
+    ) -> Self {
+        Self {
+            number,
+            account: full.to_bare().as_str().into(),
+            full: full.as_str().into(),
+            domain: full.domain().as_str().into(),
+            sm_id,
+            early_id,
+            credential_version,
+            generation: AtomicU64::new(0),
+            followed: Mutex::new(Followed::default()),
+        }
+    }
+
+    /// The three addresses.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader { bare: &self.account, full: &self.full, domain: &self.domain }
+    }
+
+    /// Why a fact ends this session, if it does. Remembers the account's generation.
+    pub(crate) fn cut_off(&self, fact: &AccountFact) -> Option<CutOff> {
+        let known = self
+            .generation
+            .compare_exchange(0, fact.generation, Ordering::Relaxed, Ordering::Relaxed)
+            .unwrap_or_else(|known| known);
+        if known != 0 && known != fact.generation {
+            return Some(CutOff::Deleted);
+        }
+        cut_off(fact, self.credential_version)
+    }
+}
+
+impl Followed {
+    /// Applies a change. Gives the update to send and what waits for its confirmation, or `None`
+    /// when the shard has it already.
+    pub(crate) fn change(
+        &mut self,
+        session: u64,
+        change: Change,
+    ) -> Option<(UpdateSession, oneshot::Receiver<()>)> {
+        let before = (self.available, self.priority, self.carbons, self.interested);
+        match change {
+            Change::Presence(Some(priority)) => {
+                self.available = true;
+                self.priority = priority;
+            }
+            Change::Presence(None) => self.available = false,
+            Change::Carbons(on) => self.carbons = on,
+            Change::Interested => self.interested = true,
+        }
+        let after = (self.available, self.priority, self.carbons, self.interested);
+        if before == after && self.sent == self.confirmed {
+            return None;
+        }
+        self.sent += 1;
+        let (done, wait) = oneshot::channel();
+        self.waiting = Some((self.sent, done));
+        let update = UpdateSession {
+            session,
+            available: self.available,
+            priority: self.priority.into(),
+            carbons: self.carbons,
+            interested: self.interested,
+        };
+        Some((update, wait))
+    }
+
+    /// The shard confirms the oldest update that it has not confirmed.
+    pub(crate) fn updated(&mut self) {
+        self.confirmed = (self.confirmed + 1).min(self.sent);
+        self.wake();
+    }
+
+    /// Attached anew with the newest state: whatever was sent before is confirmed or superseded.
+    pub(crate) fn attached(&mut self) {
+        self.confirmed = self.sent;
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let Some((number, _)) = &self.waiting
+            && *number <= self.confirmed
+            && let Some((_, done)) = self.waiting.take()
+        {
+            // Whoever waited may have given up.
+            let _ = done.send(());
+        }
+    }
+}
+
+#[cfg(test)]
+impl Identity {
+    /// An identity for tests.
+    pub(crate) fn example(account: &str, resource: &str) -> Self {
+        let full = chancery_xmpp::jid::parse_full(&format!("{account}/{resource}"));
+        #[allow(clippy::unwrap_used)]
+        Self::new(1, &full.unwrap(), [1; 16], [2; 16], 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_the_newest_update_confirms() {
+        let mut followed = Followed::default();
+        let (_, mut first) = followed.change(1, Change::Carbons(true)).unwrap();
+        let (update, mut second) = followed.change(1, Change::Interested).unwrap();
+        assert!(update.carbons && update.interested);
+        followed.updated();
+        assert!(first.try_recv().is_err());
+        assert!(second.try_recv().is_err());
+        followed.updated();
+        assert!(second.try_recv().is_ok());
+        assert!(followed.change(1, Change::Carbons(true)).is_none());
+    }
+
+    #[test]
+    fn a_new_attachment_confirms_all() {
+        let mut followed = Followed::default();
+        let (_, mut wait) = followed.change(1, Change::Presence(Some(3))).unwrap();
+        followed.attached();
+        assert!(wait.try_recv().is_ok());
+        assert!(followed.change(1, Change::Presence(None)).is_some());
+    }
+}

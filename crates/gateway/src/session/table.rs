@@ -1,0 +1,269 @@
+//! The gateway's sessions: by number, and by account.
+//!
+//! Owns identity and the inboxes. Refuses to know what a session does.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use chancery_api::directory::{AccountFact, AccountState};
+use parking_lot::{Mutex, RwLock};
+
+use super::inbox::{CutOff, Event, Inbox};
+use super::identity::Identity;
+
+/// Sessions that one account may have on one gateway (XEP-0205); the next bind is refused.
+pub(crate) const SESSIONS_PER_ACCOUNT: usize = 64;
+/// Account changes remembered, for logins that were under way when they came.
+const REMEMBERED_FACTS: usize = 10_000;
+
+/// A bound session as others see it.
+pub(crate) struct Handle {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) inbox: Inbox,
+}
+
+#[derive(Default)]
+struct Rows {
+    by_number: HashMap<u64, Arc<Handle>>,
+    by_account: HashMap<Box<str>, Vec<u64>>,
+}
+
+/// Newest facts of accounts that changed lately.
+#[derive(Default)]
+struct Recent {
+    facts: HashMap<String, AccountFact>,
+    order: VecDeque<String>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    rows: RwLock<Rows>,
+    recent: Mutex<Recent>,
+    last: AtomicU64,
+}
+
+/// Why a session cannot be entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The account has as many as it may have.
+    TooMany,
+    /// The account was cut off while it logged in.
+    CutOff(CutOff),
+}
+
+impl Sessions {
+    /// A number that no session of this process had.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Numbers up to this one are given out.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    /// Enters a session.
+    pub(crate) fn enter(&self, handle: &Arc<Handle>) -> Result<(), Refused> {
+        let identity = &handle.identity;
+        {
+            let mut rows = self.rows.write();
+            let numbers = rows.by_account.entry(identity.account.clone()).or_default();
+            if numbers.len() >= SESSIONS_PER_ACCOUNT {
+                return Err(Refused::TooMany);
+            }
+            numbers.push(identity.number);
+            rows.by_number.insert(identity.number, Arc::clone(handle));
+        }
+        // After the entry, so that a fact that comes now finds either the row or this look.
+        let why = self
+            .recent
+            .lock()
+            .facts
+            .get(&*identity.account)
+            .and_then(|fact| cut_off(fact, identity.credential_version));
+        if let Some(why) = why {
+            self.leave(identity);
+            return Err(Refused::CutOff(why));
+        }
+        Ok(())
+    }
+
+    /// Removes a session.
+    pub(crate) fn leave(&self, identity: &Identity) {
+        let mut rows = self.rows.write();
+        rows.by_number.remove(&identity.number);
+        if let Some(numbers) = rows.by_account.get_mut(&identity.account) {
+            numbers.retain(|number| *number != identity.number);
+            if numbers.is_empty() {
+                rows.by_account.remove(&identity.account);
+            }
+        }
+    }
+
+    /// Puts an event into one session's inbox; false when there is no such session.
+    pub(crate) fn push(&self, number: u64, event: Event) -> bool {
+        let rows = self.rows.read();
+        let Some(handle) = rows.by_number.get(&number) else { return false };
+        handle.inbox.push(event);
+        true
+    }
+
+    /// The same, before everything that waits there.
+    pub(crate) fn push_urgent(&self, number: u64, event: Event) {
+        if let Some(handle) = self.rows.read().by_number.get(&number) {
+            handle.inbox.push_urgent(event);
+        }
+    }
+
+    /// Puts an event into every inbox.
+    pub(crate) fn push_all(&self, event: &Event) {
+        for handle in self.rows.read().by_number.values() {
+            handle.inbox.push(event.clone());
+        }
+    }
+
+    /// The same, before everything that waits.
+    pub(crate) fn push_all_urgent(&self, event: &Event) {
+        for handle in self.rows.read().by_number.values() {
+            handle.inbox.push_urgent(event.clone());
+        }
+    }
+
+    /// Ends the sessions that a fact of the directory no longer allows. Returns how many were told.
+    pub(crate) fn apply(&self, fact: &AccountFact) -> usize {
+        self.remember(fact);
+        let rows = self.rows.read();
+        let mut told = 0;
+        for number in rows.by_account.get(&*fact.jid).into_iter().flatten() {
+            let Some(handle) = rows.by_number.get(number) else { continue };
+            if let Some(why) = handle.identity.cut_off(fact) {
+                handle.inbox.push_urgent(Event::CutOff(why));
+                told += 1;
+            }
+        }
+        told
+    }
+
+    /// Ends the sessions, of those numbered up to `newest`, whose account `exists` denies: what a
+    /// whole snapshot does not name was deleted.
+    pub(crate) fn end_absent(&self, newest: u64, exists: impl Fn(&str) -> bool) {
+        let rows = self.rows.read();
+        for (account, numbers) in &rows.by_account {
+            if exists(account) {
+                continue;
+            }
+            for number in numbers.iter().filter(|number| **number <= newest) {
+                if let Some(handle) = rows.by_number.get(number) {
+                    handle.inbox.push_urgent(Event::CutOff(CutOff::Deleted));
+                }
+            }
+        }
+    }
+
+    /// Is a session of this account here?
+    pub(crate) fn has_account(&self, account: &str) -> bool {
+        self.rows.read().by_account.contains_key(account)
+    }
+
+    /// How many sessions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.read().by_number.len()
+    }
+
+    fn remember(&self, fact: &AccountFact) {
+        let mut recent = self.recent.lock();
+        if recent.facts.insert(fact.jid.clone(), fact.clone()).is_some() {
+            return;
+        }
+        recent.order.push_back(fact.jid.clone());
+        if recent.order.len() > REMEMBERED_FACTS
+            && let Some(oldest) = recent.order.pop_front()
+        {
+            recent.facts.remove(&oldest);
+        }
+    }
+}
+
+/// Why credentials of this version no longer open a session.
+pub(crate) fn cut_off(fact: &AccountFact, credential_version: u64) -> Option<CutOff> {
+    match fact.state() {
+        AccountState::Active if fact.credential_version > credential_version => {
+            Some(CutOff::Credentials)
+        }
+        AccountState::Active => None,
+        AccountState::Disabled => Some(CutOff::Disabled),
+        AccountState::Deleted | AccountState::Unspecified => Some(CutOff::Deleted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn handle(sessions: &Sessions, account: &str) -> Arc<Handle> {
+        let mut identity = Identity::example(account, "r");
+        identity.number = sessions.next_number();
+        identity.credential_version = 5;
+        Arc::new(Handle { identity: Arc::new(identity), inbox: Inbox::default() })
+    }
+
+    fn fact(jid: &str, state: AccountState, credential_version: u64, generation: u64) -> AccountFact {
+        AccountFact { jid: jid.into(), state: state.into(), credential_version, generation }
+    }
+
+    #[test]
+    fn facts_end_the_sessions_they_concern() {
+        let sessions = Sessions::default();
+        let alice = handle(&sessions, "alice@a.test");
+        let bob = handle(&sessions, "bob@a.test");
+        sessions.enter(&alice).unwrap();
+        sessions.enter(&bob).unwrap();
+        assert_eq!(sessions.apply(&fact("alice@a.test", AccountState::Active, 5, 1)), 0);
+        assert_eq!(sessions.apply(&fact("alice@a.test", AccountState::Active, 6, 1)), 1);
+        assert!(matches!(
+            alice.inbox.pop_urgent(),
+            Some(Event::CutOff(CutOff::Credentials))
+        ));
+        assert!(bob.inbox.pop_urgent().is_none());
+        assert_eq!(sessions.apply(&fact("bob@a.test", AccountState::Active, 5, 1)), 0);
+        // the name was taken by another account since
+        assert_eq!(sessions.apply(&fact("bob@a.test", AccountState::Active, 5, 2)), 1);
+        assert!(matches!(bob.inbox.pop_urgent(), Some(Event::CutOff(CutOff::Deleted))));
+    }
+
+    #[test]
+    fn a_login_under_way_does_not_outrun_a_cut_off() {
+        let sessions = Sessions::default();
+        sessions.apply(&fact("alice@a.test", AccountState::Disabled, 5, 1));
+        let alice = handle(&sessions, "alice@a.test");
+        assert_eq!(sessions.enter(&alice), Err(Refused::CutOff(CutOff::Disabled)));
+        assert_eq!(sessions.len(), 0);
+    }
+
+    #[test]
+    fn an_account_has_so_many_sessions() {
+        let sessions = Sessions::default();
+        for _ in 0..SESSIONS_PER_ACCOUNT {
+            sessions.enter(&handle(&sessions, "alice@a.test")).unwrap();
+        }
+        let one_more = handle(&sessions, "alice@a.test");
+        assert_eq!(sessions.enter(&one_more), Err(Refused::TooMany));
+        sessions.enter(&handle(&sessions, "bob@a.test")).unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_ends_who_is_not_in_it() {
+        let sessions = Sessions::default();
+        let old = handle(&sessions, "alice@a.test");
+        sessions.enter(&old).unwrap();
+        let newest = sessions.last_number();
+        let new = handle(&sessions, "bob@a.test");
+        sessions.enter(&new).unwrap();
+        sessions.end_absent(newest, |_| false);
+        assert!(old.inbox.pop_urgent().is_some());
+        assert!(new.inbox.pop_urgent().is_none());
+    }
+}

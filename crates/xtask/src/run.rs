@@ -1,0 +1,183 @@
+//! Runs the test steps and the benches, and counts what the runners say.
+
+use std::io::{BufRead, BufReader, Write, stdout};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::tidy;
+
+/// A part of the tests.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Everything that a change has to pass.
+    Change,
+    /// Only the kill tests.
+    Kill,
+    /// A change's tests, then what is too slow for every change: twenty kills, and the clients.
+    Long,
+}
+
+/// A bench.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bench {
+    /// The load generator against running servers.
+    Load,
+    /// criterion.
+    Micro,
+}
+
+/// Rounds of each kill test in `long`.
+const LONG_TIMES: u32 = 20;
+
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Runs a part; its last line is `N passed, N failed, N skipped`.
+pub fn test(root: &Path, part: Part, times: u32) -> Result<()> {
+    let mut tally = Tally::default();
+    match part {
+        Part::Kill => kill(root, times, &mut tally)?,
+        Part::Change => change(root, times, &mut tally)?,
+        Part::Long => {
+            change(root, times, &mut tally)?;
+            kill(root, LONG_TIMES, &mut tally)?;
+        }
+    }
+    if std::env::var_os("CI").is_some() && tally.skipped > 0 {
+        say("in CI a skipped test is a failure")?;
+        tally.failed += tally.skipped;
+    }
+    say(&format!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    ))?;
+    if tally.failed > 0 {
+        bail!("{} failed", tally.failed);
+    }
+    Ok(())
+}
+
+fn change(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
+    step(tally, "tidy", || tidy::run(root))?;
+    step(tally, "fmt", || plain(root, &["fmt", "--all", "--check"]))?;
+    step(tally, "clippy", || {
+        plain(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+    })?;
+    step(tally, "python client", || python(root))?;
+    step(tally, "build", || plain(root, &["build", "--quiet", "--package", "chancery"]))?;
+    step(tally, "release build", || plain(root, &["build", "--quiet", "--release"]))?;
+    let times = times.to_string();
+    counted(root, &["test", "--workspace", "--no-fail-fast"], &times, tally)
+}
+
+fn kill(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
+    step(tally, "build", || plain(root, &["build", "--quiet", "--package", "chancery"]))?;
+    let times = times.to_string();
+    let arguments = ["test", "--package", "chancery-tests", "--", "kill::", "--test-threads=1"];
+    counted(root, &arguments, &times, tally)
+}
+
+/// A virtual environment with the Python client that we did not write.
+fn python(root: &Path) -> Result<()> {
+    let venv = root.join("target/python");
+    if venv.join("bin/slixmpp-ready").exists() {
+        return Ok(());
+    }
+    ran(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    ran(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "slixmpp==1.17.0"]))?;
+    std::fs::write(venv.join("bin/slixmpp-ready"), "")?;
+    Ok(())
+}
+
+fn step(tally: &mut Tally, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    say(&format!("== {name}"))?;
+    match work() {
+        Ok(()) => tally.passed += 1,
+        Err(error) => {
+            tally.failed += 1;
+            say(&format!("FAILED {name}: {error:#}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+fn plain(root: &Path, arguments: &[&str]) -> Result<()> {
+    ran(cargo(root).args(arguments))
+}
+
+fn ran(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// Runs a test command, passing its output on and adding up its result lines.
+fn counted(root: &Path, arguments: &[&str], times: &str, tally: &mut Tally) -> Result<()> {
+    say(&format!("== cargo {}", arguments.join(" ")))?;
+    let mut child = cargo(root)
+        .args(arguments)
+        .env("CHANCERY_KILL_TIMES", times)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cargo test")?;
+    let out = child.stdout.take().context("no output")?;
+    let mut failed = 0;
+    for line in BufReader::new(out).lines() {
+        let line = line?;
+        if let Some(result) = line.trim().strip_prefix("test result:") {
+            tally.passed += number_before(result, " passed");
+            failed += number_before(result, " failed");
+            tally.skipped += number_before(result, " ignored");
+        }
+        say(&line)?;
+    }
+    let status = child.wait()?;
+    // A target that did not compile or died says no result line.
+    tally.failed += if status.success() { failed } else { failed.max(1) };
+    Ok(())
+}
+
+fn number_before(text: &str, word: &str) -> u64 {
+    let Some(end) = text.find(word) else { return 0 };
+    let digits: String =
+        text[..end].chars().rev().take_while(char::is_ascii_digit).collect::<Vec<_>>()
+            .into_iter().rev().collect();
+    digits.parse().unwrap_or(0)
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Runs a bench in the release profile.
+pub fn bench(root: &Path, bench: Bench, rest: &[String]) -> Result<()> {
+    match bench {
+        Bench::Micro => plain(root, &["bench", "--package", "chancery-benches"]),
+        Bench::Load => {
+            plain(root, &["build", "--quiet", "--release"])?;
+            let mut command = cargo(root);
+            command
+                .args(["run", "--quiet", "--release", "--package", "chancery-benches", "--bin"])
+                .args(["load", "--"])
+                .args(rest);
+            ran(&mut command)
+        }
+    }
+}
