@@ -86,7 +86,7 @@ impl Tasks {
     }
 
     /// Runs `task` until it ends or its group's time is over. A panic ends this task only: it is
-    /// logged under `name` and counted. After the drain began the task is dropped unpolled.
+    /// logged under `name` and counted. Once the time is over a new task is dropped unpolled.
     #[allow(clippy::disallowed_methods)] // the one place that spawns
     pub fn spawn<F>(&self, name: &'static str, task: F) -> JoinHandle<()>
     where

@@ -74,7 +74,12 @@ const GATEWAYS: [&str; 2] = ["gw1", "gw2"];
 impl Server {
     /// Starts a deployment and waits until every process is ready.
     pub fn start(shape: Shape, setup: Setup) -> Result<Self> {
-        let home = tempfile::Builder::new().prefix("chancery-test-").tempdir()?;
+        Self::start_in(&std::env::temp_dir(), shape, setup)
+    }
+
+    /// The same, with its data below `parent`.
+    pub fn start_in(parent: &Path, shape: Shape, setup: Setup) -> Result<Self> {
+        let home = tempfile::Builder::new().prefix("chancery-test-").tempdir_in(parent)?;
         let mut server =
             Self { shape, setup, home, processes: vec![], c2s: vec![], c2s_tls: vec![] };
         match shape {

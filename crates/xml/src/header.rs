@@ -7,9 +7,12 @@ use std::sync::Arc;
 use rxml::NcName;
 
 use crate::error::FrameError;
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 use crate::names::{NS_STREAMS, Scope};
 use crate::scan::{OpeningTag, opening_tag};
+
+/// Longest `xml:lang` of a stream: it is written onto every stanza, and BCP 47 §4.4.1 needs 35.
+const LANG_BYTES_MAX: usize = 64;
 
 /// What the peer's opening tag says (RFC 6120 §4.7). Values are unescaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,13 @@ pub(crate) fn read(
     limits: &Limits,
 ) -> Result<(StreamHeader, Box<str>, Scope), FrameError> {
     let OpeningTag { ns, tag, scope } = opening_tag(bytes, limits)?;
+    if scope
+        .lang
+        .as_deref()
+        .is_some_and(|lang| lang.len() > LANG_BYTES_MAX)
+    {
+        return Err(FrameError::PolicyViolation(Limit::ValueBytes));
+    }
     let mut header = StreamHeader {
         ns,
         name: tag.local.as_str().into(),

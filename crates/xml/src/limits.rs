@@ -58,6 +58,23 @@ impl Limits {
             value_bytes: 8 * 1024,
         }
     }
+
+    /// For what an authenticated peer sent and we have edited since: room for what splice,
+    /// wrappers and escaping add, so that no stanza once accepted is refused between services.
+    pub const fn internal() -> Self {
+        Self {
+            stanza_bytes: 1024 * 1024,
+            header_bytes: 8 * 1024,
+            depth: 64 + 8,
+            elements: 4096 + 64,
+            attributes: 64 + 16,
+            namespaces: 32 + 64,
+            namespaces_in_scope: 64 + 32,
+            name_bytes: 1024,
+            // one character becomes at most six
+            value_bytes: 6 * 8 * 1024,
+        }
+    }
 }
 
 /// Which cap was exceeded.

@@ -21,7 +21,11 @@ pub fn scan(bytes: &Bytes, limits: &Limits) -> Result<Element, FrameError> {
     let mut lexer = Lexer::inside();
     match lexer.feed(bytes, limits)? {
         (taken, Some(Boundary::Element)) if taken == bytes.len() && bytes[0] == b'<' => {
-            element(bytes, &Scope::client(), limits)
+            let (header, _) = header(bytes, &Scope::client(), limits)?;
+            Ok(Element {
+                bytes: bytes.clone(),
+                header,
+            })
         }
         _ => Err(FrameError::NotWellFormed),
     }
@@ -29,6 +33,16 @@ pub fn scan(bytes: &Bytes, limits: &Limits) -> Result<Element, FrameError> {
 
 /// Scans an element that stands inside a stream.
 pub(crate) fn element(bytes: &[u8], scope: &Scope, limits: &Limits) -> Result<Element, FrameError> {
+    let (header, inherited) = header(bytes, scope, limits)?;
+    Ok(self_contained(bytes, header, scope, &inherited))
+}
+
+/// The header, and the prefixes that were taken from the stream.
+fn header(
+    bytes: &[u8],
+    scope: &Scope,
+    limits: &Limits,
+) -> Result<(Header, Vec<usize>), FrameError> {
     let mut walk = Walk::new(bytes, scope, limits);
     while walk.header.is_none() || !walk.open.is_empty() {
         walk.step()?;
@@ -37,8 +51,9 @@ pub(crate) fn element(bytes: &[u8], scope: &Scope, limits: &Limits) -> Result<El
         return Err(FrameError::NotWellFormed);
     }
     let inherited = walk.names.inherited;
-    let header = walk.header.ok_or(FrameError::NotWellFormed)?;
-    Ok(self_contained(bytes, header, scope, &inherited))
+    walk.header
+        .map(|header| (header, inherited))
+        .ok_or(FrameError::NotWellFormed)
 }
 
 /// The stream's opening tag, with its declaration if there is one, walked as far as it goes.

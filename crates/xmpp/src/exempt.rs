@@ -87,7 +87,7 @@ pub const PRESENCE: &[Item] = &[
     Item::of(ns::CLIENT, &["show"]).text(Text::OneOf(SHOWS)),
     Item::of(ns::CLIENT, &["priority"]).text(Text::Priority),
     Item::of(ns::CAPS, &["c"]).attrs(&["hash", "node", "ver", "ext"]),
-    Item::of(ns::CAPS2, &["c"]).inner(&[Item::of("urn:xmpp:hashes:2", &["hash"])
+    Item::of(ns::CAPS2, &["c"]).inner(&[Item::of(ns::HASHES, &["hash"])
         .attrs(&["algo"])
         .text(Text::Hash)]),
     Item::of(ns::VCARD_UPDATE, &["x"])

@@ -17,6 +17,9 @@ pub const DOMAIN_BYTES_MAX: usize = 253;
 /// Longest label of a domain name in bytes (RFC 1035 §2.3.4).
 pub const LABEL_BYTES_MAX: usize = 63;
 
+/// Rounds of normalisation after which an address must be stable (as RFC 8264 §7 has it).
+const NORMALISATIONS_MAX: usize = 4;
+
 /// Why an address was refused; always answered with `jid-malformed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JidError {
@@ -34,6 +37,8 @@ pub enum JidError {
     ResourceMissing,
     #[error("resource not allowed here")]
     ResourcePresent,
+    #[error("address has no stable normal form")]
+    Unstable,
 }
 
 /// Parses and normalises an address of any form.
@@ -70,13 +75,32 @@ pub fn parse(raw: &str) -> Result<Jid, JidError> {
         }
         text = Cow::Owned(out);
     }
-    let jid = Jid::new(&text).map_err(|error| refusal(&error))?;
+    let jid = settle(
+        Jid::new(&text).map_err(|error| refusal(&error))?,
+        raw.is_ascii(),
+    )?;
     check_domain(jid.domain().as_str())?;
     if let Some(local) = jid.node() {
         // stringprep may map a harmless character to a forbidden one
         check_local(local.as_str())?;
     }
     Ok(jid)
+}
+
+/// Normalises until nothing changes: stringprep folds case before it decomposes, so that its
+/// result may fold again, and one address would have two spellings.
+fn settle(mut jid: Jid, ascii: bool) -> Result<Jid, JidError> {
+    if ascii {
+        return Ok(jid);
+    }
+    for _ in 0..NORMALISATIONS_MAX {
+        let again = Jid::new(jid.as_str()).map_err(|error| refusal(&error))?;
+        if again == jid {
+            return Ok(jid);
+        }
+        jid = again;
+    }
+    Err(JidError::Unstable)
 }
 
 /// Parses an address that must not have a resource.
@@ -191,6 +215,7 @@ mod tests {
             "Alice@example.TEST.",
             "\u{ff41}lice@example.test",
             "alice@\u{ff45}xample.test",
+            "\u{1f130}lice@example.test", // folds only after it was decomposed
         ] {
             assert_eq!(parse(raw).as_ref(), Ok(&alice), "{raw}");
         }

@@ -14,6 +14,9 @@ pub mod stanza;
 pub mod strip;
 pub mod tree;
 
+#[cfg(test)]
+mod property_tests;
+
 pub use error::{Condition, ErrorType, SaslFailure, StanzaError, StreamCondition, StreamError};
 pub use jid::{BareJid, FullJid, Jid, JidError};
 pub use stanza::{

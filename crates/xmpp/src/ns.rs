@@ -134,6 +134,8 @@ namespaces! {
     CARBONS_RULES = "urn:xmpp:carbons:rules:0";
     /// XEP-0297
     FORWARD = "urn:xmpp:forward:0";
+    /// XEP-0300
+    HASHES = "urn:xmpp:hashes:2";
     /// XEP-0308
     CORRECTION = "urn:xmpp:message-correct:0";
     /// XEP-0313

@@ -53,8 +53,14 @@ mod tests {
         );
         let query: DiscoInfoQuery = payload(&iq, 0).unwrap();
         assert_eq!(query.node.as_deref(), Some("n"));
-        assert_eq!(payload::<Ping>(&iq, 0).unwrap_err().condition, Condition::BadRequest);
-        assert_eq!(payload::<Ping>(&iq, 1).unwrap_err().condition, Condition::BadRequest);
+        assert_eq!(
+            payload::<Ping>(&iq, 0).unwrap_err().condition,
+            Condition::BadRequest
+        );
+        assert_eq!(
+            payload::<Ping>(&iq, 1).unwrap_err().condition,
+            Condition::BadRequest
+        );
         assert_eq!(write(Ping), "<ping xmlns='urn:xmpp:ping'/>");
     }
 }

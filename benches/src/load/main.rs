@@ -1,0 +1,86 @@
+//! The load generator: logins, idle connections, chat saturated and at a rate, against Chancery in
+//! both shapes and against its peers, in one run. Counts the servers' CPU and memory, not its own.
+#![allow(clippy::disallowed_methods)] // measures real time
+
+mod chancery;
+mod meter;
+mod peers;
+mod phases;
+mod probe;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::phases::{Figures, Plan};
+
+/// What to measure.
+#[derive(Parser)]
+struct Options {
+    /// Also Prosody and ejabberd, from the system's packages, with and without their archives.
+    #[arg(long)]
+    peers: bool,
+    /// Only this target: one, many, prosody, prosody-off, ejabberd, ejabberd-off.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Users, in pairs.
+    #[arg(long, default_value_t = 200)]
+    users: usize,
+    /// Seconds of each chat phase.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Idle connections.
+    #[arg(long, default_value_t = 5000)]
+    idle: usize,
+    /// Logins measured.
+    #[arg(long, default_value_t = 1000)]
+    logins: usize,
+    /// Data directory's parent: a memory file system by default.
+    #[arg(long, default_value = "/dev/shm")]
+    data: PathBuf,
+    /// Writes the table into this file, between its markers.
+    #[arg(long)]
+    write: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let plan = Plan {
+        users: options.users,
+        under_way: 4,
+        period: Duration::from_secs(options.seconds),
+        rate: 1000.0,
+        idle: options.idle,
+        logins: options.logins,
+    };
+    let mut rows: Vec<Figures> = Vec::new();
+    let mut names = vec!["one", "many"];
+    if options.peers {
+        names.extend(["prosody", "prosody-off", "ejabberd", "ejabberd-off"]);
+    }
+    for name in names {
+        if !options.only.is_empty() && !options.only.iter().any(|only| only == name) {
+            continue;
+        }
+        report::note(&format!("{name}: starting"))?;
+        let target: Box<dyn phases::Target> = match name {
+            "one" | "many" => Box::new(chancery::start(name, &options.data, options.users)?),
+            _ => Box::new(peers::start(name, &options.data, options.users)?),
+        };
+        let figures = runtime.block_on(phases::measure(name, &*target, &plan))?;
+        report::note(&report::line(&figures))?;
+        rows.push(figures);
+    }
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let table = report::table(&rows, &plan, &command);
+    report::note(&table)?;
+    if let Some(path) = options.write {
+        report::write_between_markers(&path, &table)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! The phases of a measurement, by the definitions of `docs/performance.md`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
+use tokio_rustls::client::TlsStream;
+
+use crate::meter;
+use crate::probe::{Account, Probe};
+
+/// A server that is measured.
+pub trait Target {
+    /// All its processes.
+    fn pids(&self) -> Vec<u32>;
+    /// Account number `n`; its gateway is chosen by `n`.
+    fn account(&self, n: usize) -> Account;
+}
+
+/// How much of what.
+pub struct Plan {
+    /// Users, in pairs.
+    pub users: usize,
+    /// Messages of one sender under way, saturated.
+    pub under_way: usize,
+    /// Length of a chat phase.
+    pub period: Duration,
+    /// Messages a second in the rate phase.
+    pub rate: f64,
+    /// Idle connections.
+    pub idle: usize,
+    /// Logins.
+    pub logins: usize,
+}
+
+/// What was measured.
+#[derive(Default)]
+pub struct Figures {
+    /// Of what.
+    pub name: String,
+    /// Saturated: microseconds of CPU a delivered message, and messages a second.
+    pub saturated_us: f64,
+    /// Throughput saturated.
+    pub saturated_rate: f64,
+    /// At the plan's rate.
+    pub rated_us: f64,
+    /// p99 from write to read at half of the maximum, milliseconds.
+    pub p99_ms: f64,
+    /// Milliseconds of CPU a login.
+    pub login_ms: f64,
+    /// Bytes an idle connection.
+    pub idle_bytes: f64,
+}
+
+/// Logins under way at once.
+const LOGINS_AT_ONCE: usize = 16;
+/// After a phase, until counters have settled.
+const SETTLE: Duration = Duration::from_millis(1500);
+
+/// Runs all phases.
+pub async fn measure(name: &str, target: &dyn Target, plan: &Plan) -> Result<Figures> {
+    let mut figures = Figures { name: name.into(), ..Figures::default() };
+    // First contact: caches, lazy start, the salted passwords.
+    drop(connect(target, plan, plan.users, false).await?);
+    tokio::time::sleep(SETTLE).await;
+
+    let before = meter::cpu_us(&target.pids())?;
+    let sessions = connect(target, plan, plan.logins, false).await?;
+    let spent = meter::cpu_us(&target.pids())? - before;
+    figures.login_ms = per(spent, plan.logins as u64) / 1000.0;
+    drop(sessions);
+    tokio::time::sleep(SETTLE).await;
+
+    if plan.idle > 0 {
+        let empty = meter::rss(&target.pids())?;
+        let sessions = connect(target, plan, plan.idle, true).await?;
+        tokio::time::sleep(SETTLE).await;
+        let full = meter::rss(&target.pids())?;
+        figures.idle_bytes = per(full.saturating_sub(empty), plan.idle as u64);
+        drop(sessions);
+        tokio::time::sleep(SETTLE * 2).await;
+    }
+
+    let saturated = chat(target, plan, None).await?;
+    figures.saturated_us = per(saturated.cpu_us, saturated.delivered);
+    figures.saturated_rate = saturated.delivered as f64 / plan.period.as_secs_f64();
+    let rated = chat(target, plan, Some(plan.rate)).await?;
+    figures.rated_us = per(rated.cpu_us, rated.delivered);
+    let half = chat(target, plan, Some(figures.saturated_rate / 2.0)).await?;
+    figures.p99_ms = half.p99_us as f64 / 1000.0;
+    Ok(figures)
+}
+
+fn per(total: u64, count: u64) -> f64 {
+    total as f64 / count.max(1) as f64
+}
+
+/// Connects `count` sessions, spread over the users; equipped with stream management and carbons.
+async fn connect(
+    target: &dyn Target,
+    plan: &Plan,
+    count: usize,
+    equip: bool,
+) -> Result<Vec<Probe>> {
+    let room = Arc::new(Semaphore::new(LOGINS_AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for n in 0..count {
+        let account = target.account(n % plan.users);
+        let resource = format!("r{}", n / plan.users);
+        let room = Arc::clone(&room);
+        tasks.spawn(async move {
+            let _room = room.acquire_owned().await?;
+            let mut probe = Probe::login(&account, &resource).await?;
+            if equip {
+                probe.equip().await?;
+            }
+            anyhow::Ok((n, probe))
+        });
+    }
+    let mut all = Vec::with_capacity(count);
+    while let Some(done) = tasks.join_next().await {
+        all.push(done??);
+    }
+    all.sort_by_key(|(n, _)| *n);
+    Ok(all.into_iter().map(|(_, probe)| probe).collect())
+}
+
+struct Chat {
+    delivered: u64,
+    cpu_us: u64,
+    p99_us: u64,
+}
+
+/// One side of a pair.
+struct Side {
+    write: Mutex<WriteHalf<TlsStream<TcpStream>>>,
+    /// Room for messages that this side may send.
+    room: Semaphore,
+    stanzas: AtomicU64,
+}
+
+struct Run {
+    start: Instant,
+    /// Counting: after the warm-up and before the end.
+    counting: AtomicBool,
+    stop: AtomicBool,
+    delivered: AtomicU64,
+    latencies: std::sync::Mutex<Vec<u32>>,
+}
+
+/// Everybody writes to their partner: saturated, or at `rate` messages a second in all.
+async fn chat(target: &dyn Target, plan: &Plan, rate: Option<f64>) -> Result<Chat> {
+    let probes = connect(target, plan, plan.users, true).await?;
+    let run = Arc::new(Run {
+        start: Instant::now(),
+        counting: AtomicBool::new(false),
+        stop: AtomicBool::new(false),
+        delivered: AtomicU64::new(0),
+        latencies: std::sync::Mutex::new(Vec::new()),
+    });
+    let mut sides = Vec::new();
+    let mut reads = Vec::new();
+    for mut probe in probes {
+        probe.send("<presence/>").await?;
+        let (read, write) = tokio::io::split(probe.tls);
+        reads.push(read);
+        sides.push(Arc::new(Side {
+            write: Mutex::new(write),
+            room: Semaphore::new(if rate.is_some() { 1 << 20 } else { plan.under_way }),
+            stanzas: AtomicU64::new(0),
+        }));
+    }
+    tokio::time::sleep(SETTLE).await;
+    let mut tasks = JoinSet::new();
+    for (n, read) in reads.into_iter().enumerate() {
+        let (own, partner) = (Arc::clone(&sides[n]), Arc::clone(&sides[n ^ 1]));
+        tasks.spawn(receive(read, own, partner, Arc::clone(&run), rate.is_none()));
+    }
+    let interval = rate.map(|rate| Duration::from_secs_f64(plan.users as f64 / rate));
+    for n in 0..plan.users {
+        let to = target.account(n ^ 1);
+        let address = format!("{}@{}", to.user, to.domain);
+        let offset = interval.map(|i| i.mul_f64(n as f64 / plan.users as f64));
+        tasks.spawn(transmit(
+            Arc::clone(&sides[n]),
+            address,
+            Arc::clone(&run),
+            interval.zip(offset),
+        ));
+    }
+    tokio::time::sleep(SETTLE).await;
+    let pids = target.pids();
+    let cpu = meter::cpu_us(&pids)?;
+    run.counting.store(true, Ordering::Relaxed);
+    tokio::time::sleep(plan.period).await;
+    run.counting.store(false, Ordering::Relaxed);
+    let cpu_us = meter::cpu_us(&pids)? - cpu;
+    run.stop.store(true, Ordering::Relaxed);
+    tokio::time::sleep(SETTLE).await;
+    tasks.shutdown().await;
+    let delivered = run.delivered.load(Ordering::Relaxed);
+    if delivered == 0 {
+        bail!("nothing was delivered");
+    }
+    let mut latencies = run.latencies.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
+    latencies.sort_unstable();
+    let p99_us = u64::from(latencies[latencies.len() * 99 / 100]);
+    Ok(Chat { delivered, cpu_us, p99_us })
+}
+
+async fn transmit(
+    side: Arc<Side>,
+    to: String,
+    run: Arc<Run>,
+    paced: Option<(Duration, Duration)>,
+) -> Result<()> {
+    let mut due = tokio::time::Instant::now();
+    let mut n = 0u64;
+    if let Some((_, offset)) = paced {
+        due += offset;
+    }
+    while !run.stop.load(Ordering::Relaxed) {
+        if let Some((interval, _)) = paced {
+            tokio::time::sleep_until(due).await;
+            due += interval;
+        } else {
+            side.room.acquire().await?.forget();
+        }
+        n += 1;
+        let micros = run.start.elapsed().as_micros();
+        let body = format!("@{micros:012}@{:x<86}", "");
+        let text = format!(
+            "<message to='{to}' type='chat' id='l{n}'><body>{body}</body></message>"
+        );
+        let mut write = side.write.lock().await;
+        write.write_all(text.as_bytes()).await?;
+        write.flush().await?;
+    }
+    Ok(())
+}
+
+async fn receive(
+    mut read: ReadHalf<TlsStream<TcpStream>>,
+    own: Arc<Side>,
+    partner: Arc<Side>,
+    run: Arc<Run>,
+    saturated: bool,
+) -> Result<()> {
+    let mut buffer: Vec<u8> = Vec::with_capacity(32 * 1024);
+    let mut chunk = vec![0u8; 16 * 1024];
+    loop {
+        let n = read.read(&mut chunk).await?;
+        if n == 0 {
+            if run.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            return Err(anyhow::anyhow!("server closed")).context("chat");
+        }
+        buffer.extend_from_slice(&chunk[..n]);
+        let mut at = 0;
+        let mut asked = false;
+        while let Some(end) = memchr::memchr(b'>', &buffer[at..]) {
+            let tag = &buffer[at..=at + end];
+            if let Some(text) = tag.strip_suffix(b"</body>") {
+                message(text, &run, &partner, saturated);
+            } else if tag.ends_with(b"</message>") || tag.ends_with(b"</presence>")
+                || tag.ends_with(b"</iq>") || tag.starts_with(b"<presence") && tag.ends_with(b"/>")
+            {
+                own.stanzas.fetch_add(1, Ordering::Relaxed);
+            } else if tag.starts_with(b"<r ") || tag == b"<r/>" {
+                asked = true;
+            }
+            at += end + 1;
+        }
+        buffer.drain(..at);
+        if asked {
+            let h = own.stanzas.load(Ordering::Relaxed);
+            let mut write = own.write.lock().await;
+            write.write_all(format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/>").as_bytes()).await?;
+            write.flush().await?;
+        }
+    }
+}
+
+fn message(text: &[u8], run: &Run, partner: &Side, saturated: bool) {
+    if saturated {
+        partner.room.add_permits(1);
+    }
+    if !run.counting.load(Ordering::Relaxed) {
+        return;
+    }
+    run.delivered.fetch_add(1, Ordering::Relaxed);
+    let sent: Option<u128> = text
+        .strip_prefix(b"@")
+        .and_then(|rest| std::str::from_utf8(rest.get(..12)?).ok())
+        .and_then(|digits| digits.parse().ok());
+    if let Some(sent) = sent {
+        let late = run.start.elapsed().as_micros().saturating_sub(sent);
+        if let Ok(mut latencies) = run.latencies.lock() {
+            latencies.push(u32::try_from(late).unwrap_or(u32::MAX));
+        }
+    }
+}
