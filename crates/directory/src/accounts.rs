@@ -36,8 +36,14 @@ pub async fn change(
         AccountAct::Enable => enable(inner, name, who).await?,
         AccountAct::Delete => delete(inner, name, who).await?,
     };
-    let unconfirmed = inner.followers.confirmed(applied.version, CONFIRM_LIMIT).await;
-    Ok(ChangeAccountResponse { version: applied.version, unconfirmed })
+    let unconfirmed = inner
+        .followers
+        .confirmed(applied.version, CONFIRM_LIMIT)
+        .await;
+    Ok(ChangeAccountResponse {
+        version: applied.version,
+        unconfirmed,
+    })
 }
 
 async fn add(
@@ -70,7 +76,16 @@ async fn password(
     let account = live(inner, &name).await?;
     let keys: KeySet = inner.pool.keys(given, inner.config.iterations).await?;
     let act = account_act("account.password", &name, who);
-    recorded(inner, act, Change::SetKeys { name, keys, seen: account.version }).await
+    recorded(
+        inner,
+        act,
+        Change::SetKeys {
+            name,
+            keys,
+            seen: account.version,
+        },
+    )
+    .await
 }
 
 /// The leaver's cut-off waits for nothing: the act is stored with the change, and the worker
@@ -85,10 +100,21 @@ async fn disable(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiE
 async fn enable(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiError> {
     let account = live(inner, &name).await?;
     if account.state == State::Active {
-        return Ok(Applied { version: account.version, ..Applied::default() });
+        return Ok(Applied {
+            version: account.version,
+            ..Applied::default()
+        });
     }
     let act = account_act("account.enable", &name, who);
-    recorded(inner, act, Change::Enable { name, seen: account.version }).await
+    recorded(
+        inner,
+        act,
+        Change::Enable {
+            name,
+            seen: account.version,
+        },
+    )
+    .await
 }
 
 async fn delete(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiError> {
@@ -96,19 +122,28 @@ async fn delete(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiEr
         // Asked again because the first answer was an error: only the mailbox is left.
         Some(account) if account.drop_pending => {
             inner.acts.finish_drop(&name).await?;
-            return Ok(Applied { version: account.version, ..Applied::default() });
+            return Ok(Applied {
+                version: account.version,
+                ..Applied::default()
+            });
         }
         Some(account) if account.state != State::Deleted => account,
         _ => return Err(refusal(Refusal::NotFound)),
     };
     let act = account_act("account.delete", &name, who);
-    let change = Change::Delete { name: name.clone(), seen: account.version };
+    let change = Change::Delete {
+        name: name.clone(),
+        seen: account.version,
+    };
     let applied = recorded(inner, act, change).await?;
     if let Err(error) = inner.acts.finish_drop(&name).await {
         inner.acts.look();
         return Err(ApiError::new(
             error.code,
-            format!("the account is deleted, its mailbox not yet dropped: {}", error.message),
+            format!(
+                "the account is deleted, its mailbox not yet dropped: {}",
+                error.message
+            ),
         ));
     }
     Ok(applied)
@@ -149,12 +184,18 @@ pub fn refusal(why: Refusal) -> ApiError {
 }
 
 async fn find(inner: &Inner, name: &Name) -> Result<Option<Account>, ApiError> {
-    let found = inner.store.find(name.clone()).await.map_err(|error| store_error(&error))?;
+    let found = inner
+        .store
+        .find(name.clone())
+        .await
+        .map_err(|error| store_error(&error))?;
     Ok(found.map(|(account, _)| account))
 }
 
 async fn live(inner: &Inner, name: &Name) -> Result<Account, ApiError> {
-    let account = find(inner, name).await?.filter(|account| account.state != State::Deleted);
+    let account = find(inner, name)
+        .await?
+        .filter(|account| account.state != State::Deleted);
     account.ok_or_else(|| refusal(Refusal::NotFound))
 }
 

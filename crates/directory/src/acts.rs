@@ -40,7 +40,13 @@ impl Acts {
             "chancery_directory_late_acts",
             "tries to record an act that took effect, or to drop a mailbox, that failed",
         );
-        Self { archive, store, drops: Mutex::new(()), left_over: Notify::new(), late }
+        Self {
+            archive,
+            store,
+            drops: Mutex::new(()),
+            left_over: Notify::new(),
+            late,
+        }
     }
 
     /// Records an act that has not taken effect yet. When that fails it must not.
@@ -74,14 +80,30 @@ impl Acts {
     /// Makes sure that the mailbox of a deleted account is dropped.
     pub async fn finish_drop(&self, name: &Name) -> Result<(), ApiError> {
         let _one = self.drops.lock().await;
-        let found = self.store.find(name.clone()).await.map_err(|error| store_error(&error))?;
-        let Some((Account { state: State::Deleted, drop_pending: true, generation, .. }, _)) =
-            found
+        let found = self
+            .store
+            .find(name.clone())
+            .await
+            .map_err(|error| store_error(&error))?;
+        let Some((
+            Account {
+                state: State::Deleted,
+                drop_pending: true,
+                generation,
+                ..
+            },
+            _,
+        )) = found
         else {
             return Ok(());
         };
-        self.archive.drop_mailbox(&Cx::local(), DropMailboxRequest { jid: name.jid() }).await?;
-        self.store.dropped(name.clone(), generation).await.map_err(|error| store_error(&error))
+        self.archive
+            .drop_mailbox(&Cx::local(), DropMailboxRequest { jid: name.jid() })
+            .await?;
+        self.store
+            .dropped(name.clone(), generation)
+            .await
+            .map_err(|error| store_error(&error))
     }
 
     /// Something was left over: the worker looks at once.
@@ -121,12 +143,23 @@ impl Acts {
 
     /// One round; true when there may be more.
     async fn round(&self) -> Result<bool, ApiError> {
-        let acts = self.store.unrecorded(ROUND).await.map_err(|error| store_error(&error))?;
-        let drops = self.store.pending_drops(ROUND).await.map_err(|error| store_error(&error))?;
+        let acts = self
+            .store
+            .unrecorded(ROUND)
+            .await
+            .map_err(|error| store_error(&error))?;
+        let drops = self
+            .store
+            .pending_drops(ROUND)
+            .await
+            .map_err(|error| store_error(&error))?;
         let more = acts.len() == ROUND || drops.len() == ROUND;
         for (id, act) in acts {
             self.record(act).await?;
-            self.store.recorded(id).await.map_err(|error| store_error(&error))?;
+            self.store
+                .recorded(id)
+                .await
+                .map_err(|error| store_error(&error))?;
         }
         for account in drops {
             self.finish_drop(&account.name).await?;

@@ -20,7 +20,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { iterations: 10_000, password_threads: 0 }
+        Self {
+            iterations: 10_000,
+            password_threads: 0,
+        }
     }
 }
 
@@ -50,8 +53,15 @@ mod tests {
     #[test]
     fn the_default_is_valid_and_weak_settings_are_named() {
         assert!(Config::default().problems().is_empty());
-        let weak = Config { iterations: 100, password_threads: 5_000 };
-        let fields: Vec<_> = weak.problems().into_iter().map(|(field, _)| field).collect();
+        let weak = Config {
+            iterations: 100,
+            password_threads: 5_000,
+        };
+        let fields: Vec<_> = weak
+            .problems()
+            .into_iter()
+            .map(|(field, _)| field)
+            .collect();
         assert_eq!(fields, ["iterations", "password_threads"]);
     }
 }

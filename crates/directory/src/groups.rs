@@ -27,28 +27,54 @@ pub async fn change(
     let members = members(inner, &domain, &request.members)?;
     let takes_members = matches!(act, GroupAct::AddMembers | GroupAct::RemoveMembers);
     if takes_members == members.is_empty() {
-        return Err(ApiError::invalid("members are missing, or given where none are taken"));
+        return Err(ApiError::invalid(
+            "members are missing, or given where none are taken",
+        ));
     }
-    let jids: Vec<String> = members.iter().map(|member| format!("{member}@{domain}")).collect();
+    let jids: Vec<String> = members
+        .iter()
+        .map(|member| format!("{member}@{domain}"))
+        .collect();
     let (what, change) = {
         let (domain, group) = (domain.clone(), group.clone());
         match act {
             GroupAct::Unspecified => return Err(ApiError::invalid("act is missing")),
-            GroupAct::AddMembers => {
-                ("group.add_members", Change::AddMembers { domain, group, members })
-            }
-            GroupAct::RemoveMembers => {
-                ("group.remove_members", Change::RemoveMembers { domain, group, members })
-            }
+            GroupAct::AddMembers => (
+                "group.add_members",
+                Change::AddMembers {
+                    domain,
+                    group,
+                    members,
+                },
+            ),
+            GroupAct::RemoveMembers => (
+                "group.remove_members",
+                Change::RemoveMembers {
+                    domain,
+                    group,
+                    members,
+                },
+            ),
             GroupAct::Create => ("group.create", Change::CreateGroup { domain, group }),
             GroupAct::Delete => ("group.delete", Change::DeleteGroup { domain, group }),
         }
     };
     let detail = json!({ "group": group, "members": jids }).to_string();
-    let act = Act { domain, actor: who, act: what.to_owned(), detail };
+    let act = Act {
+        domain,
+        actor: who,
+        act: what.to_owned(),
+        detail,
+    };
     let applied = recorded(inner, act, change).await?;
-    let unconfirmed = inner.followers.confirmed(applied.version, CONFIRM_LIMIT).await;
-    Ok(ChangeGroupResponse { version: applied.version, unconfirmed })
+    let unconfirmed = inner
+        .followers
+        .confirmed(applied.version, CONFIRM_LIMIT)
+        .await;
+    Ok(ChangeGroupResponse {
+        version: applied.version,
+        unconfirmed,
+    })
 }
 
 fn checked(group: &str) -> Result<String, ApiError> {
@@ -56,7 +82,9 @@ fn checked(group: &str) -> Result<String, ApiError> {
         return Err(ApiError::invalid("group must have 1 to 255 bytes"));
     }
     if group.trim() != group || group.chars().any(char::is_control) {
-        return Err(ApiError::invalid("group holds control characters or space at an end"));
+        return Err(ApiError::invalid(
+            "group holds control characters or space at an end",
+        ));
     }
     Ok(group.to_owned())
 }

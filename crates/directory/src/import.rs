@@ -50,7 +50,11 @@ pub async fn import(
     let indexes: Vec<u32> = ready.iter().map(|(index, ..)| *index).collect();
     let changes = ready
         .into_iter()
-        .map(|(_, name, keys)| Change::Add { name, keys, seen: None })
+        .map(|(_, name, keys)| Change::Add {
+            name,
+            keys,
+            seen: None,
+        })
         .collect();
     let applied = match inner.commit(changes).await {
         Ok(applied) => applied,
@@ -63,11 +67,17 @@ pub async fn import(
     };
     for (position, why) in applied.refused {
         if let Some(index) = indexes.get(position) {
-            problems.push(ImportProblem { index: *index, problem: refusal(why).message });
+            problems.push(ImportProblem {
+                index: *index,
+                problem: refusal(why).message,
+            });
         }
     }
     problems.sort_by_key(|problem| problem.index);
-    Ok(ImportAccountsResponse { added: applied.accounts.len() as u64, problems })
+    Ok(ImportAccountsResponse {
+        added: applied.accounts.len() as u64,
+        problems,
+    })
 }
 
 /// Names and credentials, before anything is worked on or recorded.
@@ -95,7 +105,11 @@ async fn check(
             problem("named twice in one call".to_owned());
             continue;
         }
-        let found = inner.store.find(name.clone()).await.map_err(|error| store_error(&error))?;
+        let found = inner
+            .store
+            .find(name.clone())
+            .await
+            .map_err(|error| store_error(&error))?;
         match found {
             Some((old, _)) if old.state != State::Deleted => {
                 problem("exists already".to_owned());
@@ -120,10 +134,17 @@ async fn derive(inner: &Arc<Inner>, items: Vec<Item>) -> Result<Vec<Ready>, ApiE
         inner.clone().tasks.spawn("directory-import", async move {
             loop {
                 let next = work.lock().await.next();
-                let Some(Item { index, name, given }) = next else { return };
+                let Some(Item { index, name, given }) = next else {
+                    return;
+                };
                 let keys = inner.pool.keys(given, inner.config.iterations).await;
                 let failed = keys.is_err();
-                if done.send(keys.map(|keys| (index, name, keys))).await.is_err() || failed {
+                if done
+                    .send(keys.map(|keys| (index, name, keys)))
+                    .await
+                    .is_err()
+                    || failed
+                {
                     return;
                 }
             }
@@ -144,7 +165,10 @@ async fn derive(inner: &Arc<Inner>, items: Vec<Item>) -> Result<Vec<Ready>, ApiE
 /// One act per domain named in the call: how many, and a digest of each name, so that a list that
 /// somebody still has can be proven against the record.
 fn acts(ready: &[Ready], who: &str) -> Vec<Act> {
-    let mut domains: Vec<&str> = ready.iter().map(|(_, name, _)| name.domain.as_str()).collect();
+    let mut domains: Vec<&str> = ready
+        .iter()
+        .map(|(_, name, _)| name.domain.as_str())
+        .collect();
     domains.sort_unstable();
     domains.dedup();
     let act = |domain: &str| {

@@ -21,4 +21,5 @@ mod watch;
 mod tests;
 
 pub use config::Config;
+pub use names::Name;
 pub use service::{DirectoryError, DirectoryService, Parts};

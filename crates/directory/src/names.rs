@@ -62,16 +62,24 @@ impl Domains {
     pub fn account(&self, jid: &str) -> Result<Name, ApiError> {
         let bare =
             chancery_xmpp::jid::parse_bare(jid).map_err(|_| ApiError::invalid("not a bare jid"))?;
-        let node = bare.node().ok_or_else(|| ApiError::invalid("jid has no localpart"))?;
+        let node = bare
+            .node()
+            .ok_or_else(|| ApiError::invalid("jid has no localpart"))?;
         let domain = self.hosted(bare.domain().as_str())?;
-        Ok(Name { domain, localpart: node.as_str().to_owned() })
+        Ok(Name {
+            domain,
+            localpart: node.as_str().to_owned(),
+        })
     }
 
     /// The same for a name that is about to be created. Characters that preparation drops without
     /// a trace (RFC 3454 B.1: zero-width space and its kind) are refused, since whoever types them
     /// believes to create another name than he gets.
     pub fn new_account(&self, jid: &str) -> Result<Name, ApiError> {
-        if jid.chars().any(stringprep::tables::commonly_mapped_to_nothing) {
+        if jid
+            .chars()
+            .any(stringprep::tables::commonly_mapped_to_nothing)
+        {
             return Err(ApiError::invalid("jid holds invisible characters"));
         }
         self.account(jid)
@@ -88,7 +96,10 @@ pub fn username(domain: &str, typed: &str) -> Option<Name> {
     let whole = format!("{}@{domain}", node.as_str());
     let bare = chancery_xmpp::jid::parse_bare(&whole).ok()?;
     let localpart = bare.node()?.as_str().to_owned();
-    Some(Name { domain: domain.to_owned(), localpart })
+    Some(Name {
+        domain: domain.to_owned(),
+        localpart,
+    })
 }
 
 #[cfg(test)]
@@ -102,8 +113,15 @@ mod tests {
 
     #[test]
     fn one_account_however_it_is_typed() {
-        let alice = Name { domain: "example.test".into(), localpart: "alice".into() };
-        for jid in ["ALICE@EXAMPLE.TEST", "alice@example.test.", "ａｌｉｃｅ@example.test"] {
+        let alice = Name {
+            domain: "example.test".into(),
+            localpart: "alice".into(),
+        };
+        for jid in [
+            "ALICE@EXAMPLE.TEST",
+            "alice@example.test.",
+            "ａｌｉｃｅ@example.test",
+        ] {
             assert_eq!(domains().account(jid).unwrap(), alice, "{jid}");
         }
         for typed in ["Alice", "ａｌｉｃｅ"] {
@@ -113,7 +131,11 @@ mod tests {
 
     #[test]
     fn look_alikes_are_refused_or_other_names() {
-        for jid in ["аdmin@example.test", "admin\u{200b}@example.test", "ADMİN@example.test"] {
+        for jid in [
+            "аdmin@example.test",
+            "admin\u{200b}@example.test",
+            "ADMİN@example.test",
+        ] {
             if let Ok(name) = domains().new_account(jid) {
                 assert_ne!(name.localpart, "admin", "{jid}");
             }
@@ -122,7 +144,14 @@ mod tests {
 
     #[test]
     fn what_is_no_account_is_refused() {
-        for jid in ["example.test", "a@other.test", "a@example.test/r", "@example.test", "a@", ""] {
+        for jid in [
+            "example.test",
+            "a@other.test",
+            "a@example.test/r",
+            "@example.test",
+            "a@",
+            "",
+        ] {
             assert!(domains().account(jid).is_err(), "{jid}");
         }
         for typed in ["", "a@b", "a/b", "a\0b", "a b", "a'b", "\u{e000}"] {

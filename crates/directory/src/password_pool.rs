@@ -64,7 +64,8 @@ impl PasswordPool {
         salt: Vec<u8>,
         iterations: u32,
     ) -> Result<Keys, ApiError> {
-        self.run(move || Keys::derive(mechanism, &password, &salt, iterations)).await
+        self.run(move || Keys::derive(mechanism, &password, &salt, iterations))
+            .await
     }
 
     /// Keys for both mechanisms, with fresh salts; ready ones pass through.
@@ -77,7 +78,10 @@ impl PasswordPool {
         self.run(move || {
             let mut set = KeySet::default();
             for (mechanism, salt) in Mechanism::ALL.into_iter().zip(salts) {
-                set.set(mechanism, Keys::derive(mechanism, password.as_bytes(), &salt, iterations));
+                set.set(
+                    mechanism,
+                    Keys::derive(mechanism, password.as_bytes(), &salt, iterations),
+                );
             }
             set
         })
@@ -103,7 +107,8 @@ impl PasswordPool {
             drop((permit, waiting));
             result
         });
-        done.await.map_err(|_| ApiError::internal("password work failed"))
+        done.await
+            .map_err(|_| ApiError::internal("password work failed"))
     }
 }
 

@@ -45,7 +45,7 @@ impl Mechanism {
     }
 
     /// Bytes of a digest.
-    pub fn len(self) -> usize {
+    pub fn digest_bytes(self) -> usize {
         match self {
             Self::Sha1 => 20,
             Self::Sha256 => 32,
@@ -86,14 +86,16 @@ pub struct Keys {
 impl std::fmt::Debug for Keys {
     /// Never shows a key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keys").field("iterations", &self.iterations).finish_non_exhaustive()
+        f.debug_struct("Keys")
+            .field("iterations", &self.iterations)
+            .finish_non_exhaustive()
     }
 }
 
 impl Keys {
     /// RFC 5802 §3, from a prepared password: `Hi`, `StoredKey`, `ServerKey`. Costs `iterations`.
     pub fn derive(mechanism: Mechanism, password: &[u8], salt: &[u8], iterations: u32) -> Self {
-        let mut salted = vec![0; mechanism.len()];
+        let mut salted = vec![0; mechanism.digest_bytes()];
         let rounds = NonZeroU32::new(iterations).unwrap_or(NonZeroU32::MIN);
         pbkdf2::derive(mechanism.pbkdf2(), rounds, salt, password, &mut salted);
         let key = hmac::Key::new(mechanism.hmac(), &salted);
@@ -124,8 +126,8 @@ impl Keys {
         Self {
             salt: part("salt", SALT_BYTES),
             iterations,
-            stored_key: part("stored key", mechanism.len()),
-            server_key: part("server key", mechanism.len()),
+            stored_key: part("stored key", mechanism.digest_bytes()),
+            server_key: part("server key", mechanism.digest_bytes()),
         }
     }
 
@@ -138,10 +140,10 @@ impl Keys {
     pub fn to_wire(&self, mechanism: Mechanism) -> ScramKeys {
         ScramKeys {
             hash: mechanism.hash().into(),
-            salt: self.salt.clone(),
+            salt: self.salt.clone().into(),
             iterations: self.iterations,
-            stored_key: self.stored_key.clone(),
-            server_key: self.server_key.clone(),
+            stored_key: self.stored_key.clone().into(),
+            server_key: self.server_key.clone().into(),
         }
     }
 }
@@ -216,11 +218,18 @@ pub fn check(given: Option<NewCredentials>) -> Result<Given, &'static str> {
         if !SALT_RANGE_BYTES.contains(&keys.salt.len()) {
             return Err("salt of ready keys must have 8 to 255 bytes");
         }
-        if keys.stored_key.len() != mechanism.len() || keys.server_key.len() != mechanism.len() {
+        if keys.stored_key.len() != mechanism.digest_bytes()
+            || keys.server_key.len() != mechanism.digest_bytes()
+        {
             return Err("ready keys do not have the length of their hash");
         }
-        let ScramKeys { salt, iterations, stored_key, server_key, .. } = keys;
-        set.set(mechanism, Keys { salt, iterations, stored_key, server_key });
+        let checked = Keys {
+            salt: keys.salt.to_vec(),
+            iterations: keys.iterations,
+            stored_key: keys.stored_key.to_vec(),
+            server_key: keys.server_key.to_vec(),
+        };
+        set.set(mechanism, checked);
     }
     if set.sha256.is_none() {
         return Err("ready keys for sha-256 are missing");
@@ -249,12 +258,15 @@ mod tests {
             "eabae24d1062db75a9451ff0b6ea7e98c8546549ff741e672d3251b2397de46e"
         );
         // The proof in the example, dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=
-        let proof =
-            hex::decode("747cdb65aa56224e2352137e52d7bdcad6a0f738df30782caa69a2cfb0277554").unwrap();
+        let proof = hex::decode("747cdb65aa56224e2352137e52d7bdcad6a0f738df30782caa69a2cfb0277554")
+            .unwrap();
         let key = hmac::Key::new(hmac::HMAC_SHA256, &keys.stored_key);
         let signature = hmac::sign(&key, auth.as_bytes());
-        let client_key: Vec<u8> =
-            proof.iter().zip(signature.as_ref()).map(|(a, b)| a ^ b).collect();
+        let client_key: Vec<u8> = proof
+            .iter()
+            .zip(signature.as_ref())
+            .map(|(a, b)| a ^ b)
+            .collect();
         let stored = digest::digest(&digest::SHA256, &client_key);
         assert_eq!(stored.as_ref(), keys.stored_key);
     }
@@ -290,11 +302,18 @@ mod tests {
     fn ready_keys_are_checked() {
         let good = Keys::derive(Mechanism::Sha256, b"p", &[7; 16], 4_096);
         let credentials = |keys: Vec<ScramKeys>| {
-            Some(NewCredentials { password: String::new(), keys })
+            Some(NewCredentials {
+                password: String::new(),
+                keys,
+            })
         };
         let wire = good.to_wire(Mechanism::Sha256);
-        assert!(matches!(check(credentials(vec![wire.clone()])), Ok(Given::Keys(_))));
-        let bad: [(&str, fn(&mut ScramKeys)); 5] = [
+        assert!(matches!(
+            check(credentials(vec![wire.clone()])),
+            Ok(Given::Keys(_))
+        ));
+        type Spoil = fn(&mut ScramKeys);
+        let bad: [(&str, Spoil); 5] = [
             ("hash", |k| k.hash = 9),
             ("iterations", |k| k.iterations = 100),
             ("salt", |k| k.salt.clear()),
@@ -311,14 +330,22 @@ mod tests {
             assert!(check(credentials(vec![keys])).is_err(), "{what}");
         }
         assert!(check(credentials(vec![wire.clone(), wire.clone()])).is_err());
-        let both = NewCredentials { password: "p".into(), keys: vec![wire] };
+        let both = NewCredentials {
+            password: "p".into(),
+            keys: vec![wire],
+        };
         assert!(check(Some(both)).is_err());
         assert!(check(None).is_err());
     }
 
     #[test]
     fn debug_shows_no_key() {
-        let keys = Keys { salt: vec![1], iterations: 5, stored_key: vec![213], server_key: vec![] };
+        let keys = Keys {
+            salt: vec![1],
+            iterations: 5,
+            stored_key: vec![213],
+            server_key: vec![],
+        };
         assert!(!format!("{keys:?}").contains("213"));
     }
 }

@@ -74,7 +74,10 @@ impl Throttle {
             accounts: Recent::new(TABLE_LIMIT),
             usual: Recent::new(TABLE_LIMIT),
         };
-        Self { clock, tables: Mutex::new(tables) }
+        Self {
+            clock,
+            tables: Mutex::new(tables),
+        }
     }
 
     /// An attempt begins. It counts against its pair at once, so that many begun in parallel do
@@ -93,7 +96,9 @@ impl Throttle {
         count(&mut tables.pairs, (account, address), now);
         let mut delay = delay(pair, PAIR_FREE);
         if !usual {
-            delay = delay.max(self::delay(wide, WIDE_FREE)).max(self::delay(strangers, WIDE_FREE));
+            delay = delay
+                .max(self::delay(wide, WIDE_FREE))
+                .max(self::delay(strangers, WIDE_FREE));
         }
         Check::Delay(delay)
     }
@@ -131,15 +136,28 @@ fn count<K: Eq + Hash + Copy>(table: &mut Recent<K, Failures>, key: K, now: Inst
         Some(entry) if now.duration_since(entry.since) < WINDOW => {
             entry.count = entry.count.saturating_add(1);
         }
-        Some(entry) => *entry = Failures { count: 1, since: now },
-        None => table.insert(key, Failures { count: 1, since: now }),
+        Some(entry) => {
+            *entry = Failures {
+                count: 1,
+                since: now,
+            }
+        }
+        None => table.insert(
+            key,
+            Failures {
+                count: 1,
+                since: now,
+            },
+        ),
     }
 }
 
 fn delay(failures: u32, free: u32) -> Duration {
     match failures.checked_sub(free) {
         None => Duration::ZERO,
-        Some(steps) => DELAY_FIRST.saturating_mul(1 << steps.min(16)).min(DELAY_MAX),
+        Some(steps) => DELAY_FIRST
+            .saturating_mul(1 << steps.min(16))
+            .min(DELAY_MAX),
     }
 }
 
@@ -172,7 +190,12 @@ fn address_key(peer: &str) -> Key {
 
 fn network(ip: Ipv6Addr) -> [u8; 8] {
     let [a, b, c, d, ..] = ip.segments();
-    let (a, b, c, d) = (a.to_be_bytes(), b.to_be_bytes(), c.to_be_bytes(), d.to_be_bytes());
+    let (a, b, c, d) = (
+        a.to_be_bytes(),
+        b.to_be_bytes(),
+        c.to_be_bytes(),
+        d.to_be_bytes(),
+    );
     [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
 }
 
@@ -185,7 +208,11 @@ struct Recent<K, V> {
 
 impl<K: Eq + Hash + Copy, V> Recent<K, V> {
     fn new(limit: usize) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), half: (limit / 2).max(1) }
+        Self {
+            young: HashMap::new(),
+            old: HashMap::new(),
+            half: (limit / 2).max(1),
+        }
     }
 
     fn len(&self) -> usize {
@@ -247,7 +274,9 @@ mod tests {
             .collect();
         assert_eq!(
             delays,
-            [0, 0, 0, 0, 0, 125, 250, 500, 1_000, 2_000, 4_000, 5_000, 5_000, 5_000]
+            [
+                0, 0, 0, 0, 0, 125, 250, 500, 1_000, 2_000, 4_000, 5_000, 5_000, 5_000
+            ]
         );
         clock.advance(WINDOW);
         assert_eq!(throttle.begin("alice", EVIL), NONE);
@@ -256,7 +285,9 @@ mod tests {
     #[test]
     fn parallel_attempts_do_not_all_pass_as_the_first() {
         let (throttle, _clock) = throttle();
-        let free = (0..50).filter(|_| throttle.begin("alice", EVIL) == NONE).count();
+        let free = (0..50)
+            .filter(|_| throttle.begin("alice", EVIL) == NONE)
+            .count();
         assert_eq!(free, PAIR_FREE as usize);
     }
 
@@ -276,7 +307,11 @@ mod tests {
         }
         assert_eq!(tries, REFUSED_ABOVE + 1);
         assert_eq!(delayed, tries - WIDE_FREE);
-        assert_eq!(throttle.begin("user0", HOME), NONE, "others are not refused");
+        assert_eq!(
+            throttle.begin("user0", HOME),
+            NONE,
+            "others are not refused"
+        );
         clock.advance(WINDOW);
         assert_eq!(throttle.begin("fresh", EVIL), NONE);
     }
@@ -287,11 +322,18 @@ mod tests {
         throttle.begin("alice", HOME);
         throttle.report("alice", HOME, true);
         for host in 0..1_000 {
-            fail(&throttle, "alice", &format!("10.0.{}.{}", host / 250, host % 250));
+            fail(
+                &throttle,
+                "alice",
+                &format!("10.0.{}.{}", host / 250, host % 250),
+            );
         }
         assert_eq!(throttle.begin("alice", HOME), NONE, "usual address");
         // From a new address it is slow, never impossible.
-        assert_eq!(throttle.begin("alice", "203.0.113.9"), Check::Delay(DELAY_MAX));
+        assert_eq!(
+            throttle.begin("alice", "203.0.113.9"),
+            Check::Delay(DELAY_MAX)
+        );
         // A guesser behind the owner's own address, on other accounts.
         throttle.report("alice", HOME, true);
         for user in 0..200 {
@@ -305,14 +347,16 @@ mod tests {
     fn a_thousand_tries_on_one_account_from_one_address_are_refused() {
         let (throttle, _clock) = throttle();
         throttle.report("mallory", EVIL, true);
-        let refused =
-            (0..1_000).filter(|_| fail(&throttle, "alice", EVIL) == Check::Refused).count();
+        let refused = (0..1_000)
+            .filter(|_| fail(&throttle, "alice", EVIL) == Check::Refused)
+            .count();
         assert!(refused >= 890, "{refused}");
         // An own account at the same address does not help against another's.
         throttle.report("mallory", EVIL, true);
         assert_eq!(throttle.begin("alice", EVIL), Check::Refused);
-        let usual =
-            (0..1_000).filter(|_| fail(&throttle, "mallory", EVIL) == Check::Refused).count();
+        let usual = (0..1_000)
+            .filter(|_| fail(&throttle, "mallory", EVIL) == Check::Refused)
+            .count();
         assert!(usual >= 890, "a usual address is no licence: {usual}");
     }
 
@@ -337,7 +381,10 @@ mod tests {
         for (a, b) in same {
             assert_eq!(address_key(a), address_key(b), "{a} {b}");
         }
-        for (a, b) in [("192.0.2.1", "192.0.2.2"), ("2001:db8:1:2::1", "2001:db8:1:3::1")] {
+        for (a, b) in [
+            ("192.0.2.1", "192.0.2.2"),
+            ("2001:db8:1:2::1", "2001:db8:1:3::1"),
+        ] {
             assert_ne!(address_key(a), address_key(b), "{a} {b}");
         }
     }

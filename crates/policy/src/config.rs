@@ -18,7 +18,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease_s: 300, confirm_limit_ms: 5_000, follow_confirm_limit_ms: 3_000 }
+        Self {
+            lease_s: 300,
+            confirm_limit_ms: 5_000,
+            follow_confirm_limit_ms: 3_000,
+        }
     }
 }
 
@@ -33,7 +37,12 @@ impl Config {
         };
         range("lease_s", self.lease_s, 1, 3_600);
         range("confirm_limit_ms", self.confirm_limit_ms, 100, 60_000);
-        range("follow_confirm_limit_ms", self.follow_confirm_limit_ms, 100, 60_000);
+        range(
+            "follow_confirm_limit_ms",
+            self.follow_confirm_limit_ms,
+            100,
+            60_000,
+        );
         problems
     }
 }

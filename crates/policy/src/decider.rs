@@ -85,15 +85,29 @@ impl Decider {
             let sides = compiled.sides(jid);
             let next = u32::try_from(classes.len()).unwrap_or(u32::MAX);
             let class = *classes.entry(sides).or_insert(next);
-            accounts.insert(Arc::clone(jid), Account { active: *active, class });
+            accounts.insert(
+                Arc::clone(jid),
+                Account {
+                    active: *active,
+                    class,
+                },
+            );
         }
         let mut ordered: Vec<(Sides, u32)> = classes.into_iter().collect();
         ordered.sort_by_key(|(_, class)| *class);
         Self {
             version,
-            positions: compiled.positions.iter().map(|(position, ..)| *position).collect(),
+            positions: compiled
+                .positions
+                .iter()
+                .map(|(position, ..)| *position)
+                .collect(),
             by_kind: compiled.by_kind(),
-            domains: facts.domains.iter().map(|domain| domain.as_str().into()).collect(),
+            domains: facts
+                .domains
+                .iter()
+                .map(|domain| domain.as_str().into())
+                .collect(),
             accounts,
             classes: ordered.into_iter().map(|(sides, _)| sides).collect(),
             policy,
@@ -118,7 +132,9 @@ impl Decider {
 
     /// Why, and whether it may pass.
     pub fn reason(&self, from: &str, to: &str, kind: Kind, type_: &str) -> (Reason, bool) {
-        let Some(kind_at) = kind_index(kind) else { return (Reason::NoKind, false) };
+        let Some(kind_at) = kind_index(kind) else {
+            return (Reason::NoKind, false);
+        };
         let (from, to) = (bare(from), bare(to));
         let Some(sender) = self.accounts.get(from).filter(|account| account.active) else {
             return (Reason::Sender, false);
@@ -325,7 +341,11 @@ impl<'p> Compiler<'p> {
     }
 
     fn by_kind(&self) -> [Bits; 3] {
-        let mut by_kind = [no_bits(self.words), no_bits(self.words), no_bits(self.words)];
+        let mut by_kind = [
+            no_bits(self.words),
+            no_bits(self.words),
+            no_bits(self.words),
+        ];
         let [message, presence, iq] = &mut by_kind;
         for (at, (position, ..)) in self.positions.iter().enumerate() {
             let kinds = match position {
@@ -335,9 +355,11 @@ impl<'p> Compiler<'p> {
                     None => continue,
                 },
             };
-            for (speaks, bits) in
-                [(kinds.message, &mut *message), (kinds.presence, &mut *presence), (kinds.iq, &mut *iq)]
-            {
+            for (speaks, bits) in [
+                (kinds.message, &mut *message),
+                (kinds.presence, &mut *presence),
+                (kinds.iq, &mut *iq),
+            ] {
                 if speaks {
                     set(bits, at);
                 }
@@ -352,9 +374,16 @@ fn ordered(policy: &PolicyFile) -> Vec<Sided<'_>> {
     let mut positions = Vec::new();
     // A concealed wall comes before an open one between the same two: it must not be told of.
     for kind in [WallKind::Concealed, WallKind::Open] {
-        for (index, wall) in policy.walls.iter().enumerate().filter(|(_, wall)| wall.kind == kind) {
-            let (first, second) =
-                (vec![Party::Group(&wall.first)], vec![Party::Group(&wall.second)]);
+        for (index, wall) in policy
+            .walls
+            .iter()
+            .enumerate()
+            .filter(|(_, wall)| wall.kind == kind)
+        {
+            let (first, second) = (
+                vec![Party::Group(&wall.first)],
+                vec![Party::Group(&wall.second)],
+            );
             if wall.direction == Direction::Both {
                 positions.push((Position::Wall(index), second.clone(), first.clone()));
             }
@@ -379,13 +408,22 @@ fn party(selector: &Selector) -> Party<'_> {
 
 /// The directory's groups whose change can alter a verdict.
 pub fn named_groups(policy: &PolicyFile, facts: &Facts) -> BTreeSet<GroupKey> {
-    let walls = policy.walls.iter().flat_map(|wall| [&wall.first, &wall.second]);
-    let selectors = policy.rules.iter().flat_map(|rule| rule.from.iter().chain(&rule.to));
+    let walls = policy
+        .walls
+        .iter()
+        .flat_map(|wall| [&wall.first, &wall.second]);
+    let selectors = policy
+        .rules
+        .iter()
+        .flat_map(|rule| rule.from.iter().chain(&rule.to));
     let rules = selectors.filter_map(|selector| match selector {
         Selector::Group(group) => Some(group),
         Selector::Anybody | Selector::Account(_) | Selector::Domain(_) => None,
     });
-    walls.chain(rules).filter_map(|group| group.key(facts)).collect()
+    walls
+        .chain(rules)
+        .filter_map(|group| group.key(facts))
+        .collect()
 }
 
 fn sides_of<'m, 'p>(
@@ -408,11 +446,21 @@ fn set(bits: &mut Bits, at: usize) {
 
 impl Sides {
     fn none(words: usize) -> Self {
-        Self { sending: no_bits(words), receiving: no_bits(words) }
+        Self {
+            sending: no_bits(words),
+            receiving: no_bits(words),
+        }
     }
 
     fn mark(&mut self, at: usize, sending: bool) {
-        set(if sending { &mut self.sending } else { &mut self.receiving }, at);
+        set(
+            if sending {
+                &mut self.sending
+            } else {
+                &mut self.receiving
+            },
+            at,
+        );
     }
 
     fn join(&mut self, more: Option<&Self>) {

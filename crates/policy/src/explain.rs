@@ -1,6 +1,6 @@
 //! A verdict in words, for officers. It refuses to decide: it asks the decider for its reason.
 
-use chancery_api::policy::{Explanation, ExplainResponse};
+use chancery_api::policy::{ExplainResponse, Explanation};
 use chancery_api::{Decision, Kind};
 
 use crate::decider::{Decider, Reason};
@@ -8,18 +8,30 @@ use crate::file::{Action, Direction, WallKind};
 
 /// Every kind of stanza, as a request where there are several.
 pub(crate) fn explain(decider: &Decider, from: &str, to: &str) -> ExplainResponse {
-    let kinds = [(Kind::Message, "chat"), (Kind::Presence, ""), (Kind::Iq, "get")];
+    let kinds = [
+        (Kind::Message, "chat"),
+        (Kind::Presence, ""),
+        (Kind::Iq, "get"),
+    ];
     let kinds = kinds.into_iter().map(|(kind, type_)| {
         let (reason, allowed) = decider.reason(from, to, kind, type_);
         let verdict = decider.verdict(reason, allowed, kind);
         let mut because = words(decider, reason, from, to);
-        if kind == Kind::Iq && verdict.decision() == Decision::Deny && answer_alone(decider, from, to)
+        if kind == Kind::Iq
+            && verdict.decision() == Decision::Deny
+            && answer_alone(decider, from, to)
         {
             because.push_str(": the answer to a request could not come back");
         }
-        Explanation { kind: kind.into(), verdict: Some(verdict), because }
+        Explanation {
+            kind: kind.into(),
+            verdict: Some(verdict),
+            because,
+        }
     });
-    ExplainResponse { kinds: kinds.collect() }
+    ExplainResponse {
+        kinds: kinds.collect(),
+    }
 }
 
 /// Whether an IQ from the one to the other would pass if it needed no answer.
@@ -46,7 +58,11 @@ fn words(decider: &Decider, reason: Reason, from: &str, to: &str) -> String {
                 Direction::Both => format!("between {} and {}", wall.first, wall.second),
                 Direction::Forward => format!("from {} to {}", wall.first, wall.second),
             };
-            let text = if wall.text.is_empty() { String::new() } else { format!(" ({})", wall.text) };
+            let text = if wall.text.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", wall.text)
+            };
             format!("{kind} wall {:?} {way}{text}", wall.name)
         }),
         Reason::Rule(index) => policy.rules.get(index).map_or_else(String::new, |rule| {
@@ -54,7 +70,11 @@ fn words(decider: &Decider, reason: Reason, from: &str, to: &str) -> String {
                 Action::Allow => "allows",
                 Action::Deny => "denies",
             };
-            let text = if rule.text.is_empty() { String::new() } else { format!(" ({})", rule.text) };
+            let text = if rule.text.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", rule.text)
+            };
             format!("rule {:?} {action} it{text}", rule.name)
         }),
         Reason::Default => match policy.default {
@@ -82,7 +102,11 @@ mod tests {
         let policy = Arc::new(check(toml, Some(&facts())).unwrap());
         let decider = Decider::compile(3, policy, &facts());
         let because = |from: &str, to: &str| -> Vec<String> {
-            explain(&decider, from, to).kinds.into_iter().map(|kind| kind.because).collect()
+            explain(&decider, from, to)
+                .kinds
+                .into_iter()
+                .map(|kind| kind.because)
+                .collect()
         };
         let wall = "open wall \"w\" from research to trading (rule 12.3)";
         let default = "no wall and no rule speaks of it, and the default is allow";

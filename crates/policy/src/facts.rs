@@ -33,8 +33,23 @@ pub struct GroupKey {
 impl GroupKey {
     /// The group `group` of `domain`.
     pub fn new(domain: impl Into<String>, group: impl Into<String>) -> Self {
-        Self { domain: domain.into(), group: group.into() }
+        Self {
+            domain: domain.into(),
+            group: group.into(),
+        }
     }
+}
+
+/// What a part of the directory's facts does to verdicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// Accounts came that did not exist: what was allowed stays allowed, so nothing that is under way
+    /// has to be decided again.
+    Widened,
+    /// What was allowed may be denied now, or the reverse.
+    Altered,
 }
 
 impl Facts {
@@ -43,13 +58,12 @@ impl Facts {
         self.domains.first().map_or("", String::as_str)
     }
 
-    /// Takes over one part. True when something that may alter a verdict changed: `relevant` tells
-    /// whether a group does.
-    pub fn take(&mut self, part: WatchUp, relevant: &dyn Fn(&GroupKey) -> bool) -> bool {
-        let mut changed = false;
+    /// Takes over one part. `relevant` tells whether a change of a group can alter a verdict.
+    pub fn take(&mut self, part: WatchUp, relevant: &dyn Fn(&GroupKey) -> bool) -> Change {
+        let mut change = Change::None;
         if !part.domains.is_empty() && part.domains != self.domains {
             self.domains = part.domains;
-            changed = true;
+            change = Change::Altered;
         }
         for account in part.accounts {
             let now = match account.state() {
@@ -62,20 +76,31 @@ impl Facts {
                 Some(active) => self.accounts.insert(account.jid.into(), active),
                 None => self.accounts.remove(account.jid.as_str()),
             };
-            changed |= before != now;
+            change = change.max(match (before, now) {
+                (before, now) if before == now => Change::None,
+                (None, _) => Change::Widened,
+                (Some(_), _) => Change::Altered,
+            });
         }
         for group in part.groups {
             let key = GroupKey::new(group.domain, group.group);
-            let now = (!group.deleted)
-                .then(|| group.members.into_iter().map(Arc::from).collect::<BTreeSet<Arc<str>>>());
+            let now = (!group.deleted).then(|| {
+                group
+                    .members
+                    .into_iter()
+                    .map(Arc::from)
+                    .collect::<BTreeSet<Arc<str>>>()
+            });
             let differs = self.groups.get(&key) != now.as_ref();
-            changed |= differs && relevant(&key);
+            if differs && relevant(&key) {
+                change = Change::Altered;
+            }
             match now {
                 Some(members) => self.groups.insert(key, members),
                 None => self.groups.remove(&key),
             };
         }
-        changed
+        change
     }
 }
 
@@ -86,7 +111,12 @@ pub(crate) mod tests {
     use chancery_api::directory::{AccountFact, GroupFact};
 
     pub(crate) fn account(jid: &str, state: AccountState) -> AccountFact {
-        AccountFact { jid: jid.into(), state: state.into(), credential_version: 1, generation: 1 }
+        AccountFact {
+            jid: jid.into(),
+            state: state.into(),
+            credential_version: 1,
+            generation: 1,
+        }
     }
 
     pub(crate) fn group(domain: &str, name: &str, members: &[&str]) -> GroupFact {
@@ -112,8 +142,16 @@ pub(crate) mod tests {
                 account("dora@example.org", AccountState::Disabled),
             ],
             groups: vec![
-                group("example.org", "research", &["rita@example.org", "dora@example.org"]),
-                group("example.org", "trading", &["tom@example.org", "ghost@example.org"]),
+                group(
+                    "example.org",
+                    "research",
+                    &["rita@example.org", "dora@example.org"],
+                ),
+                group(
+                    "example.org",
+                    "trading",
+                    &["tom@example.org", "ghost@example.org"],
+                ),
                 group("lab.example", "chemists", &["lena@lab.example"]),
             ],
             snapshot: true,
@@ -123,7 +161,7 @@ pub(crate) mod tests {
 
     pub(crate) fn facts() -> Facts {
         let mut facts = Facts::default();
-        assert!(facts.take(part(), &|_| true));
+        assert_eq!(facts.take(part(), &|_| true), Change::Altered);
         facts
     }
 
@@ -131,27 +169,68 @@ pub(crate) mod tests {
     fn only_what_may_alter_a_verdict_counts_as_a_change() {
         let mut facts = facts();
         let none = |_: &GroupKey| false;
-        assert!(!facts.take(part(), &|_| true), "the same again");
+        assert_eq!(
+            facts.take(part(), &|_| true),
+            Change::None,
+            "the same again"
+        );
         let mut renewed = account("rita@example.org", AccountState::Active);
         renewed.credential_version = 9;
-        let accounts = |accounts| WatchUp { accounts, ..WatchUp::default() };
-        assert!(!facts.take(accounts(vec![renewed]), &none), "a new password");
-        let disabled = vec![account("rita@example.org", AccountState::Disabled)];
-        assert!(facts.take(accounts(disabled), &none));
-        assert_eq!(facts.accounts["rita@example.org"], false);
-        let deleted = vec![account("rita@example.org", AccountState::Deleted)];
-        assert!(facts.take(accounts(deleted.clone()), &none));
-        assert!(!facts.take(accounts(deleted), &none));
+        let accounts = |fact| WatchUp {
+            accounts: vec![fact],
+            ..WatchUp::default()
+        };
+        let steps = [
+            (renewed, Change::None),
+            (
+                account("new@example.org", AccountState::Active),
+                Change::Widened,
+            ),
+            (
+                account("rita@example.org", AccountState::Disabled),
+                Change::Altered,
+            ),
+            (
+                account("rita@example.org", AccountState::Active),
+                Change::Altered,
+            ),
+            (
+                account("rita@example.org", AccountState::Deleted),
+                Change::Altered,
+            ),
+            (
+                account("rita@example.org", AccountState::Deleted),
+                Change::None,
+            ),
+        ];
+        for (fact, expected) in steps {
+            assert_eq!(
+                facts.take(accounts(fact.clone()), &none),
+                expected,
+                "{fact:?}"
+            );
+        }
         assert!(!facts.accounts.contains_key("rita@example.org"));
 
-        let groups = |groups| WatchUp { groups, ..WatchUp::default() };
-        let grown = group("example.org", "trading", &["tom@example.org", "carl@example.org"]);
+        let groups = |fact| WatchUp {
+            groups: vec![fact],
+            ..WatchUp::default()
+        };
+        let grown = group(
+            "example.org",
+            "trading",
+            &["tom@example.org", "carl@example.org"],
+        );
         let key = GroupKey::new("example.org", "trading");
-        assert!(!facts.take(groups(vec![grown]), &none), "a group that no wall names");
+        assert_eq!(
+            facts.take(groups(grown), &none),
+            Change::None,
+            "a group that no wall names"
+        );
         assert_eq!(facts.groups[&key].len(), 2, "is followed all the same");
         let mut gone = group("example.org", "trading", &[]);
         gone.deleted = true;
-        assert!(facts.take(groups(vec![gone]), &|g| *g == key));
+        assert_eq!(facts.take(groups(gone), &|g| *g == key), Change::Altered);
         assert!(!facts.groups.contains_key(&key));
     }
 }

@@ -86,8 +86,15 @@ impl GroupRef {
 impl std::fmt::Display for GroupRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Policy(name) | Self::Directory { domain: None, group: name } => f.write_str(name),
-            Self::Directory { domain: Some(domain), group } => write!(f, "{group}@{domain}"),
+            Self::Policy(name)
+            | Self::Directory {
+                domain: None,
+                group: name,
+            } => f.write_str(name),
+            Self::Directory {
+                domain: Some(domain),
+                group,
+            } => write!(f, "{group}@{domain}"),
         }
     }
 }
@@ -170,7 +177,11 @@ pub struct Kinds {
 
 impl Kinds {
     /// Every kind.
-    pub const ALL: Self = Self { message: true, presence: true, iq: true };
+    pub const ALL: Self = Self {
+        message: true,
+        presence: true,
+        iq: true,
+    };
 }
 
 /// Checks a policy file and names every problem at once. With facts also what it names is looked

@@ -12,11 +12,14 @@ use chancery_api::{ApiError, Cx};
 use chancery_store::StoreError;
 
 use crate::decider::named_groups;
-use crate::facts::{ACCOUNTS_LIMIT, Facts};
+use crate::facts::{ACCOUNTS_LIMIT, Change, Facts};
+use crate::file::PolicyFile;
 use crate::service::Inner;
 
 /// Before the directory is tried again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
+/// A directory that says nothing for this long, not even that it lives, is lost.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// Before a version that could not be made durable is tried again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,10 +50,16 @@ async fn follow(inner: &Arc<Inner>, since: &mut u64) -> Result<(), ApiError> {
     let (tx, mut rx) = link.split();
     let send = async |item| {
         let down = WatchDown { item: Some(item) };
-        tx.send(down).await.map_err(|_| ApiError::unavailable("link lost"))
+        tx.send(down)
+            .await
+            .map_err(|_| ApiError::unavailable("link lost"))
     };
     let follower = format!("policy-{}", inner.name);
-    send(Item::Hello(WatchHello { follower, since: *since })).await?;
+    send(Item::Hello(WatchHello {
+        follower,
+        since: *since,
+    }))
+    .await?;
     let mut parts = Vec::new();
     let mut accounts = 0;
     // The directory's change that waits for the gateways, and the latest one behind it.
@@ -58,7 +67,8 @@ async fn follow(inner: &Arc<Inner>, since: &mut u64) -> Result<(), ApiError> {
     let mut behind: Option<(u64, u64)> = None;
     loop {
         tokio::select! {
-            part = rx.recv() => {
+            part = tokio::time::timeout(SILENCE_LIMIT, rx.recv()) => {
+                let part = part.map_err(|_| ApiError::unavailable("the directory is silent"))?;
                 let Some(part) = part else { return Ok(()) };
                 accounts += part.accounts.len();
                 if accounts > ACCOUNTS_LIMIT {
@@ -72,7 +82,6 @@ async fn follow(inner: &Arc<Inner>, since: &mut u64) -> Result<(), ApiError> {
                 accounts = 0;
                 let effective = take_durably(inner, std::mem::take(&mut parts)).await;
                 *since = version;
-                // Only now: a link that gives no complete facts does not renew the lease.
                 inner.in_force.directory_reachable(true);
                 if confirming.is_none() {
                     confirming = Some(confirm(inner, version, effective));
@@ -103,7 +112,10 @@ fn confirm(inner: &Arc<Inner>, version: u64, effective: u64) -> Confirming {
     Box::pin(async move {
         let late = followers.confirmed(effective, limit).await;
         if !late.is_empty() {
-            tracing::warn!(?late, "gateways did not confirm a change of the directory in time");
+            tracing::warn!(
+                ?late,
+                "gateways did not confirm a change of the directory in time"
+            );
         }
         version
     })
@@ -112,9 +124,17 @@ fn confirm(inner: &Arc<Inner>, version: u64, effective: u64) -> Confirming {
 /// Takes over complete facts, however long the store needs; meanwhile there are no verdicts.
 async fn take_durably(inner: &Inner, parts: Vec<WatchUp>) -> u64 {
     let mut ledger = inner.ledger.lock().await;
-    let changed = take(&mut ledger.facts, parts, &ledger.policy);
-    if !changed && !ledger.stale && inner.in_force.get_any() {
-        return ledger.highest;
+    let policy = Arc::clone(&ledger.policy);
+    let change = take(&mut ledger.facts, parts, &policy);
+    if !ledger.stale && inner.in_force.get_any() {
+        match change {
+            Change::None => return ledger.highest,
+            Change::Widened => {
+                inner.widen(&ledger);
+                return ledger.highest;
+            }
+            Change::Altered => {}
+        }
     }
     loop {
         match inner.renew(&mut ledger).await {
@@ -129,27 +149,21 @@ fn told(error: &StoreError) {
     tracing::error!(%error, "no verdicts: a policy version cannot be made durable");
 }
 
-/// True when a verdict may be another now.
-fn take(
-    facts: &mut Option<Facts>,
-    parts: Vec<WatchUp>,
-    policy: &crate::file::PolicyFile,
-) -> bool {
+/// What complete facts do to verdicts.
+fn take(facts: &mut Option<Facts>, parts: Vec<WatchUp>, policy: &PolicyFile) -> Change {
     let snapshot = parts.iter().any(|part| part.snapshot);
-    if snapshot || facts.is_none() {
+    let Some(facts) = facts.as_mut().filter(|_| !snapshot) else {
         let mut fresh = Facts::default();
         for part in parts {
             fresh.take(part, &|_| true);
         }
-        let changed = facts.as_ref() != Some(&fresh);
+        let same = facts.as_ref() == Some(&fresh);
         *facts = Some(fresh);
-        return changed;
-    }
-    let Some(facts) = facts else { return false };
+        return if same { Change::None } else { Change::Altered };
+    };
     let named = named_groups(policy, facts);
-    let mut changed = false;
-    for part in parts {
-        changed |= facts.take(part, &|group| named.contains(group));
-    }
-    changed
+    let changes = parts
+        .into_iter()
+        .map(|part| facts.take(part, &|group| named.contains(group)));
+    changes.max().unwrap_or(Change::None)
 }

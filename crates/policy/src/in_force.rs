@@ -27,7 +27,13 @@ impl InForce {
     pub(crate) fn new(lease: Duration, clock: Clock) -> Self {
         let lost_at = Mutex::new(Some(clock.monotonic()));
         let (version, _) = watch::channel(0);
-        Self { decider: ArcSwapOption::empty(), lost_at, lease, clock, version }
+        Self {
+            decider: ArcSwapOption::empty(),
+            lost_at,
+            lease,
+            clock,
+            version,
+        }
     }
 
     /// What verdicts may be given from: nothing before the first snapshot, nor beyond the lease.

@@ -7,6 +7,8 @@
 mod config;
 pub mod decider;
 mod explain;
+#[cfg(test)]
+mod facades;
 pub mod facts;
 pub mod file;
 mod follow;

@@ -18,7 +18,10 @@ pub(crate) struct Problems<'a> {
 
 impl<'a> Problems<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
-        Self { text, found: Vec::new() }
+        Self {
+            text,
+            found: Vec::new(),
+        }
     }
 
     /// A problem at a span of the text.
@@ -36,15 +39,25 @@ impl<'a> Problems<'a> {
         self.found.dedup();
         let beyond = self.found.len().saturating_sub(PROBLEMS_LIMIT);
         self.found.truncate(PROBLEMS_LIMIT);
-        let mut lines = LineCounter { text: self.text, offset: 0, line: 1 };
+        let mut lines = LineCounter {
+            text: self.text,
+            offset: 0,
+            line: 1,
+        };
         let mut problems: Vec<Problem> = self
             .found
             .into_iter()
-            .map(|(offset, problem)| Problem { line: lines.line_of(offset), problem })
+            .map(|(offset, problem)| Problem {
+                line: lines.line_of(offset),
+                problem,
+            })
             .collect();
         if beyond > 0 {
             let line = problems.last().map_or(1, |problem| problem.line);
-            problems.push(Problem { line, problem: format!("and {beyond} further problems") });
+            problems.push(Problem {
+                line,
+                problem: format!("and {beyond} further problems"),
+            });
         }
         problems
     }
@@ -60,9 +73,15 @@ struct LineCounter<'a> {
 impl LineCounter<'_> {
     fn line_of(&mut self, offset: usize) -> u32 {
         let end = offset.min(self.text.len());
-        let passed = self.text.as_bytes().get(self.offset..end).unwrap_or_default();
+        let passed = self
+            .text
+            .as_bytes()
+            .get(self.offset..end)
+            .unwrap_or_default();
         let breaks = passed.iter().filter(|byte| **byte == b'\n').count();
-        self.line = self.line.saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX));
+        self.line = self
+            .line
+            .saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX));
         self.offset = end.max(self.offset);
         self.line
     }
@@ -75,7 +94,9 @@ pub(crate) fn did_you_mean<'n>(name: &str, known: impl IntoIterator<Item = &'n s
         .map(|candidate| (distance(name, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 3)
         .min()
-        .map_or_else(String::new, |(_, candidate)| format!(", did you mean {candidate:?}?"))
+        .map_or_else(String::new, |(_, candidate)| {
+            format!(", did you mean {candidate:?}?")
+        })
 }
 
 /// Levenshtein distance over the first characters.
@@ -130,10 +151,18 @@ mod tests {
         problems.at(&(4..5), "late");
         problems.at(&(0..1), "early");
         problems.at(&(99..99), "beyond the end");
-        let lines: Vec<_> = problems.finish().into_iter().map(|p| (p.line, p.problem)).collect();
+        let lines: Vec<_> = problems
+            .finish()
+            .into_iter()
+            .map(|p| (p.line, p.problem))
+            .collect();
         assert_eq!(
             lines,
-            [(1, "early".into()), (3, "late".into()), (4, "beyond the end".into())]
+            [
+                (1, "early".into()),
+                (3, "late".into()),
+                (4, "beyond the end".into())
+            ]
         );
         let mut many = Problems::new(text);
         for n in 0..PROBLEMS_LIMIT + 7 {

@@ -33,7 +33,10 @@ type Text<'t> = (&'t str, Span);
 pub(crate) fn read(text: &str, facts: Option<&Facts>) -> Result<PolicyFile, Vec<Problem>> {
     let mut problems = Problems::new(text);
     if text.len() > FILE_BYTES {
-        problems.at(&(0..0), format!("the file is larger than {FILE_BYTES} bytes"));
+        problems.at(
+            &(0..0),
+            format!("the file is larger than {FILE_BYTES} bytes"),
+        );
         return Err(problems.finish());
     }
     let (document, errors) = DeTable::parse_recoverable(text);
@@ -44,9 +47,17 @@ pub(crate) fn read(text: &str, facts: Option<&Facts>) -> Result<PolicyFile, Vec<
         // What could be recovered of broken TOML is not what its author wrote.
         return Err(problems.finish());
     }
-    let mut reader = Reader { problems, facts, local: BTreeSet::new() };
+    let mut reader = Reader {
+        problems,
+        facts,
+        local: BTreeSet::new(),
+    };
     let policy = reader.policy(document.get_ref());
-    if reader.problems.is_empty() { Ok(policy) } else { Err(reader.problems.finish()) }
+    if reader.problems.is_empty() {
+        Ok(policy)
+    } else {
+        Err(reader.problems.finish())
+    }
 }
 
 struct Reader<'a> {
@@ -59,22 +70,32 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn policy(&mut self, top: &DeTable<'_>) -> PolicyFile {
         self.known_keys(top, TOP_KEYS, "the policy");
-        let default = self.choice(top, "default", ACTIONS).unwrap_or(Action::Allow);
+        let default = self
+            .choice(top, "default", ACTIONS)
+            .unwrap_or(Action::Allow);
         let groups = self.groups(top);
         let walls = self.tables(top, "wall", WALLS_LIMIT, Self::wall);
         let rules = self.tables(top, "rule", RULES_LIMIT, Self::rule);
-        PolicyFile { default, groups, walls, rules }
+        PolicyFile {
+            default,
+            groups,
+            walls,
+            rules,
+        }
     }
 
     fn groups(&mut self, top: &DeTable<'_>) -> BTreeMap<String, Vec<Member>> {
         let mut groups = BTreeMap::new();
-        let Some(value) = top.get("groups") else { return groups };
+        let Some(value) = top.get("groups") else {
+            return groups;
+        };
         let Some(table) = value.get_ref().as_table() else {
             self.wrong_type(value, "groups", "a table of names and members");
             return groups;
         };
         if table.len() > GROUPS_LIMIT {
-            self.problems.at(&value.span(), format!("more than {GROUPS_LIMIT} groups"));
+            self.problems
+                .at(&value.span(), format!("more than {GROUPS_LIMIT} groups"));
             return groups;
         }
         for (key, value) in table.iter() {
@@ -85,7 +106,10 @@ impl Reader<'_> {
                 self.problems.at(&key.span(), problem);
             }
             if let Some(facts) = self.facts
-                && facts.groups.keys().any(|g| g.group == name && g.domain == facts.default_domain())
+                && facts
+                    .groups
+                    .keys()
+                    .any(|g| g.group == name && g.domain == facts.default_domain())
             {
                 let problem = format!("the directory has a group {name:?} already");
                 self.problems.at(&key.span(), problem);
@@ -101,20 +125,23 @@ impl Reader<'_> {
     }
 
     /// Array of tables under `key`; names are unique in it.
-    fn tables<T: Named>(
+    fn tables<T>(
         &mut self,
         top: &DeTable<'_>,
         key: &str,
         limit: usize,
         read: fn(&mut Self, &DeTable<'_>, &Span) -> Option<T>,
     ) -> Vec<T> {
-        let Some(value) = top.get(key) else { return Vec::new() };
+        let Some(value) = top.get(key) else {
+            return Vec::new();
+        };
         let Some(array) = value.get_ref().as_array() else {
             self.wrong_type(value, key, &format!("written [[{key}]]"));
             return Vec::new();
         };
         if array.len() > limit {
-            self.problems.at(&value.span(), format!("more than {limit} of [[{key}]]"));
+            self.problems
+                .at(&value.span(), format!("more than {limit} of [[{key}]]"));
             return Vec::new();
         }
         let (mut all, mut names) = (Vec::new(), BTreeSet::new());
@@ -123,12 +150,14 @@ impl Reader<'_> {
                 self.wrong_type(item, key, &format!("written [[{key}]]"));
                 continue;
             };
-            let Some(one) = read(self, table, &item.span()) else { continue };
-            if !names.insert(one.name().to_owned()) {
-                let span = table.get("name").map_or_else(|| item.span(), Spanned::span);
-                self.problems.at(&span, format!("a second {key} named {:?}", one.name()));
+            if let Some(value) = table.get("name")
+                && let Some(name) = value.get_ref().as_str()
+                && !names.insert(name)
+            {
+                self.problems
+                    .at(&value.span(), format!("a second {key} named {name:?}"));
             }
-            all.push(one);
+            all.extend(read(self, table, &item.span()));
         }
         all
     }
@@ -149,11 +178,22 @@ impl Reader<'_> {
             }
             refs
         });
-        let direction = self.choice(table, "direction", DIRECTIONS).unwrap_or(Direction::Both);
-        let kind = self.choice(table, "kind", WALL_KINDS).unwrap_or(WallKind::Open);
+        let direction = self
+            .choice(table, "direction", DIRECTIONS)
+            .unwrap_or(Direction::Both);
+        let kind = self
+            .choice(table, "kind", WALL_KINDS)
+            .unwrap_or(WallKind::Open);
         let text = self.author_text(table);
         let [first, second] = <[GroupRef; 2]>::try_from(sides?).ok()?;
-        Some(Wall { name: name?, first, second, direction, kind, text })
+        Some(Wall {
+            name: name?,
+            first,
+            second,
+            direction,
+            kind,
+            text,
+        })
     }
 
     fn rule(&mut self, table: &DeTable<'_>, span: &Span) -> Option<Rule> {
@@ -169,18 +209,38 @@ impl Reader<'_> {
         if action == Some(Action::Allow)
             && let Some(value) = table.get("text")
         {
-            self.problems.at(&value.span(), "the text of a rule that allows is never shown");
+            self.problems.at(
+                &value.span(),
+                "the text of a rule that allows is never shown",
+            );
         }
-        Some(Rule { name: name?, from: from?, to: to?, action: action?, kinds, text })
+        Some(Rule {
+            name: name?,
+            from: from?,
+            to: to?,
+            action: action?,
+            kinds,
+            text,
+        })
     }
 
     fn selectors(&mut self, table: &DeTable<'_>, key: &str, span: &Span) -> Option<Vec<Selector>> {
         let value = self.required(table, key, span, "rule")?;
         let texts = self.strings(value, key);
-        if texts.is_empty() {
-            self.problems.at(&value.span(), format!("{key:?} names nobody"));
+        if value
+            .get_ref()
+            .as_array()
+            .is_some_and(|array| array.is_empty())
+        {
+            self.problems
+                .at(&value.span(), format!("{key:?} names nobody"));
         }
-        Some(texts.iter().filter_map(|(text, span)| self.selector(text, span)).collect())
+        Some(
+            texts
+                .iter()
+                .filter_map(|(text, span)| self.selector(text, span))
+                .collect(),
+        )
     }
 
     fn selector(&mut self, text: &str, span: &Span) -> Option<Selector> {
@@ -200,11 +260,22 @@ impl Reader<'_> {
     }
 
     fn kinds(&mut self, table: &DeTable<'_>) -> Kinds {
-        let Some(value) = table.get("kinds") else { return Kinds::ALL };
-        let mut kinds = Kinds { message: false, presence: false, iq: false };
+        let Some(value) = table.get("kinds") else {
+            return Kinds::ALL;
+        };
+        let mut kinds = Kinds {
+            message: false,
+            presence: false,
+            iq: false,
+        };
         let texts = self.strings(value, "kinds");
-        if texts.is_empty() {
-            self.problems.at(&value.span(), "\"kinds\" names no kind of stanza");
+        if value
+            .get_ref()
+            .as_array()
+            .is_some_and(|array| array.is_empty())
+        {
+            self.problems
+                .at(&value.span(), "\"kinds\" names no kind of stanza");
         }
         for (text, span) in texts {
             match text {
@@ -234,8 +305,13 @@ impl Reader<'_> {
             self.problems.at(span, "a group without a name");
             return None;
         }
-        let reference = GroupRef::Directory { domain, group: group.to_owned() };
-        let Some(facts) = self.facts else { return Some(reference) };
+        let reference = GroupRef::Directory {
+            domain,
+            group: group.to_owned(),
+        };
+        let Some(facts) = self.facts else {
+            return Some(reference);
+        };
         let key = reference.key(facts)?;
         if facts.groups.contains_key(&key) {
             return Some(reference);
@@ -248,7 +324,8 @@ impl Reader<'_> {
             .chain(self.local.iter().map(String::as_str))
             .collect();
         let near = did_you_mean(group, known);
-        self.problems.at(span, format!("no group {group:?} in {}{near}", key.domain));
+        self.problems
+            .at(span, format!("no group {group:?} in {}{near}", key.domain));
         None
     }
 
@@ -258,7 +335,10 @@ impl Reader<'_> {
         let jid = match BareJid::new(plain) {
             Ok(jid) => jid,
             Err(error) => {
-                self.problems.at(span, format!("{plain:?} is not a bare JID or a domain: {error}"));
+                self.problems.at(
+                    span,
+                    format!("{plain:?} is not a bare JID or a domain: {error}"),
+                );
                 return None;
             }
         };
@@ -287,7 +367,8 @@ impl Reader<'_> {
             && !facts.domains.contains(&domain)
         {
             let near = did_you_mean(&domain, facts.domains.iter().map(String::as_str));
-            self.problems.at(span, format!("domain {domain:?} is not hosted here{near}"));
+            self.problems
+                .at(span, format!("domain {domain:?} is not hosted here{near}"));
             return None;
         }
         Some(domain)
@@ -305,7 +386,10 @@ impl Reader<'_> {
 
     fn name(&mut self, (name, span): &Text<'_>, of: &str) {
         let padded = name.trim() != *name;
-        if name.is_empty() || name.len() > NAME_BYTES || padded || name.chars().any(char::is_control)
+        if name.is_empty()
+            || name.len() > NAME_BYTES
+            || padded
+            || name.chars().any(char::is_control)
         {
             let problem = format!(
                 "the name of a {of} is 1 to {NAME_BYTES} bytes without control characters or \
@@ -316,20 +400,26 @@ impl Reader<'_> {
     }
 
     fn author_text(&mut self, table: &DeTable<'_>) -> String {
-        let Some(value) = table.get("text") else { return String::new() };
+        let Some(value) = table.get("text") else {
+            return String::new();
+        };
         let Some(text) = value.get_ref().as_str() else {
             self.wrong_type(value, "text", "a string");
             return String::new();
         };
         if text.len() > TEXT_BYTES {
-            self.problems.at(&value.span(), format!("the text is longer than {TEXT_BYTES} bytes"));
+            self.problems.at(
+                &value.span(),
+                format!("the text is longer than {TEXT_BYTES} bytes"),
+            );
         }
         // It becomes character data of a stanza: XML 1.0 has no place for these.
         let illegal = |c: char| {
             (c.is_control() && !matches!(c, '\n' | '\t')) || matches!(c, '\u{fffe}' | '\u{ffff}')
         };
         if text.chars().any(illegal) {
-            self.problems.at(&value.span(), "the text has characters that cannot be sent");
+            self.problems
+                .at(&value.span(), "the text has characters that cannot be sent");
         }
         text.to_owned()
     }
@@ -341,7 +431,10 @@ impl Reader<'_> {
             self.wrong_type(value, key, &format!("one of {}", names.join(", ")));
             return None;
         };
-        let found = of.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        let found = of
+            .iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, value)| *value);
         if found.is_none() {
             let near = did_you_mean(text, names.iter().copied());
             let problem = format!("{key} {text:?} is not one of {}{near}", names.join(", "));
@@ -390,30 +483,18 @@ impl Reader<'_> {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
                 let near = did_you_mean(name, known.iter().copied());
-                self.problems.at(&key.span(), format!("unknown key {name:?} in {of}{near}"));
+                self.problems
+                    .at(&key.span(), format!("unknown key {name:?} in {of}{near}"));
             }
         }
     }
 
     fn wrong_type(&mut self, value: &Spanned<DeValue<'_>>, what: &str, wanted: &str) {
         let got = value.get_ref().type_str();
-        self.problems.at(&value.span(), format!("{what} must be {wanted}, not of type {got}"));
-    }
-}
-
-trait Named {
-    fn name(&self) -> &str;
-}
-
-impl Named for Wall {
-    fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl Named for Rule {
-    fn name(&self) -> &str {
-        &self.name
+        self.problems.at(
+            &value.span(),
+            format!("{what} must be {wanted}, not of type {got}"),
+        );
     }
 }
 

@@ -113,7 +113,11 @@ struct Decisions {
 impl Decisions {
     fn new(metrics: &Metrics) -> Self {
         let name = "chancery_policy_decisions";
-        let counted = metrics.counters(name, "verdicts given, by what the sender sees", &["verdict"]);
+        let counted = metrics.counters(
+            name,
+            "verdicts given, by what the sender sees",
+            &["verdict"],
+        );
         Self {
             allow: counted.with(&["allow"]),
             violation: counted.with(&["policy-violation"]),
@@ -152,7 +156,11 @@ impl PolicyService {
         };
         let policy = check(&stored.toml, None).map_err(|problems| {
             let first = problems.into_iter().next().unwrap_or_default();
-            PolicyError::Stored { version: stored.version, line: first.line, problem: first.problem }
+            PolicyError::Stored {
+                version: stored.version,
+                line: first.line,
+                problem: first.problem,
+            }
         })?;
         let ledger = Ledger {
             highest: parts.store.highest().await?,
@@ -176,7 +184,9 @@ impl PolicyService {
             decisions: Decisions::new(&parts.metrics),
         });
         register(&inner, &parts.metrics);
-        inner.tasks.spawn("policy follow", follow::run(Arc::clone(&inner)));
+        inner
+            .tasks
+            .spawn("policy follow", follow::run(Arc::clone(&inner)));
         Ok(Self(inner))
     }
 
@@ -190,24 +200,33 @@ fn register(inner: &Arc<Inner>, metrics: &Metrics) {
     let held = Arc::downgrade(inner);
     let help = "the policy version in force, 0 while there are no verdicts";
     metrics.gauge_fn("chancery_policy_version_number", help, move || {
-        let version = held.upgrade().and_then(|inner| inner.in_force.get()).map(|d| d.version());
+        let version = held
+            .upgrade()
+            .and_then(|inner| inner.in_force.get())
+            .map(|d| d.version());
         i64::try_from(version.unwrap_or(0)).unwrap_or(i64::MAX)
     });
     let followers = inner.followers.clone();
-    metrics.gauge_fn("chancery_policy_followers_count", "gateways that follow the policy", move || {
-        i64::try_from(followers.len()).unwrap_or(i64::MAX)
-    });
+    metrics.gauge_fn(
+        "chancery_policy_followers_count",
+        "gateways that follow the policy",
+        move || i64::try_from(followers.len()).unwrap_or(i64::MAX),
+    );
 }
 
 impl Inner {
     fn current(&self) -> Result<Arc<Decider>, ApiError> {
-        self.in_force.get().ok_or_else(|| ApiError::unavailable("no policy in force"))
+        self.in_force
+            .get()
+            .ok_or_else(|| ApiError::unavailable("no policy in force"))
     }
 
     /// Makes the next version from what the ledger holds. When it cannot be made durable nothing is
     /// in force any more: the old verdicts may be wrong, and new ones could not be told from older.
     pub(crate) async fn renew(&self, ledger: &mut Ledger) -> Result<u64, StoreError> {
-        let Some(facts) = &ledger.facts else { return Ok(ledger.highest) };
+        let Some(facts) = &ledger.facts else {
+            return Ok(ledger.highest);
+        };
         let raised = async {
             if ledger.stale {
                 // It may have been raised all the same.
@@ -234,6 +253,15 @@ impl Inner {
         }
     }
 
+    /// Takes over new accounts without a new version: every verdict to allow still holds.
+    pub(crate) fn widen(&self, ledger: &Ledger) {
+        if let Some(facts) = &ledger.facts {
+            let policy = Arc::clone(&ledger.policy);
+            self.in_force
+                .put(Decider::compile(ledger.highest, policy, facts));
+        }
+    }
+
     async fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, ApiError> {
         let mut ledger = self.ledger.lock().await;
         self.current()?;
@@ -242,7 +270,12 @@ impl Inner {
         };
         let policy = match check(&request.toml, Some(facts)) {
             Ok(policy) => Arc::new(policy),
-            Err(problems) => return Ok(ApplyResponse { problems, ..ApplyResponse::default() }),
+            Err(problems) => {
+                return Ok(ApplyResponse {
+                    problems,
+                    ..ApplyResponse::default()
+                });
+            }
         };
         if request.check_only {
             return Ok(ApplyResponse::default());
@@ -251,7 +284,8 @@ impl Inner {
             return Err(ApiError::invalid("a policy is applied by somebody"));
         }
         let version = ledger.highest + 1;
-        self.record(facts.default_domain(), version, &request).await?;
+        self.record(facts.default_domain(), version, &request)
+            .await?;
         let stored = StoredVersion {
             version,
             toml: request.toml,
@@ -262,14 +296,19 @@ impl Inner {
             tracing::error!(%error, version, "a policy could not be kept");
             return Err(ApiError::unavailable("the policy could not be kept"));
         }
-        self.in_force.put(Decider::compile(version, Arc::clone(&policy), facts));
+        self.in_force
+            .put(Decider::compile(version, Arc::clone(&policy), facts));
         ledger.highest = version;
         ledger.policy = policy;
         drop(ledger);
         tracing::info!(version, "policy applied");
         let limit = Duration::from_millis(self.config.confirm_limit_ms);
         let unconfirmed = self.followers.confirmed(version, limit).await;
-        Ok(ApplyResponse { version, problems: Vec::new(), unconfirmed })
+        Ok(ApplyResponse {
+            version,
+            problems: Vec::new(),
+            unconfirmed,
+        })
     }
 
     /// The log has it before it holds: a policy that nobody can prove is never in force.
@@ -299,7 +338,9 @@ impl Inner {
                 tracing::warn!(%error, "a policy could not be recorded and is refused");
                 Err(ApiError::unavailable("the log cannot record the policy"))
             }
-            Err(_) => Err(ApiError::unavailable("the log did not record the policy in time")),
+            Err(_) => Err(ApiError::unavailable(
+                "the log did not record the policy in time",
+            )),
         }
     }
 }
@@ -324,7 +365,10 @@ impl LaneService<DecideItem, DecideAnswer> for Inner {
                 .map(|to| decider.decide(&item.from, to, kind, &item.r#type))
                 .inspect(|verdict| self.decisions.count(verdict))
                 .collect();
-            answers.send(DecideAnswer { seq: item.seq, verdicts });
+            answers.send(DecideAnswer {
+                seq: item.seq,
+                verdicts,
+            });
         }
         Ok(())
     }
@@ -340,7 +384,8 @@ impl Policy for PolicyService {
             // The caller may be gone; then nobody wants the answer.
             let _ = tx.send(inner.apply(request).await);
         });
-        rx.await.unwrap_or_else(|_| Err(ApiError::unavailable("shutting down")))
+        rx.await
+            .unwrap_or_else(|_| Err(ApiError::unavailable("shutting down")))
     }
 
     async fn show(&self, _cx: &Cx, request: ShowRequest) -> Result<ShowResponse, ApiError> {
@@ -350,9 +395,16 @@ impl Policy for PolicyService {
         };
         let highest = self.0.store.highest().await.map_err(failed)?;
         if request.version > highest {
-            return Err(ApiError::not_found(format!("no version {} yet", request.version)));
+            return Err(ApiError::not_found(format!(
+                "no version {} yet",
+                request.version
+            )));
         }
-        let version = if request.version == 0 { highest } else { request.version };
+        let version = if request.version == 0 {
+            highest
+        } else {
+            request.version
+        };
         let stored = self.0.store.at(version).await.map_err(failed)?;
         let stored = stored.ok_or_else(|| ApiError::not_found(format!("no version {version}")))?;
         Ok(ShowResponse {
@@ -363,18 +415,28 @@ impl Policy for PolicyService {
         })
     }
 
-    async fn explain(&self, _cx: &Cx, request: ExplainRequest) -> Result<ExplainResponse, ApiError> {
+    async fn explain(
+        &self,
+        _cx: &Cx,
+        request: ExplainRequest,
+    ) -> Result<ExplainResponse, ApiError> {
         let normal = |text: &str, which: &str| {
             jid::Jid::new(text)
                 .map(|jid| jid.to_string())
                 .map_err(|error| ApiError::invalid(format!("{which} is not a JID: {error}")))
         };
-        let (from, to) = (normal(&request.from, "the first")?, normal(&request.to, "the second")?);
+        let (from, to) = (
+            normal(&request.from, "the first")?,
+            normal(&request.to, "the second")?,
+        );
         Ok(explain(&*self.0.current()?, &from, &to))
     }
 
     fn decide(&self, peer: LanePeer) -> Lane<DecideItem, DecideAnswer> {
-        Lane::local(Arc::clone(&self.0) as Arc<dyn LaneService<DecideItem, DecideAnswer>>, peer)
+        Lane::local(
+            Arc::clone(&self.0) as Arc<dyn LaneService<DecideItem, DecideAnswer>>,
+            peer,
+        )
     }
 
     fn decide_service(&self) -> Result<Arc<dyn LaneService<DecideItem, DecideAnswer>>, ApiError> {
@@ -383,7 +445,9 @@ impl Policy for PolicyService {
 
     async fn watch(&self, _cx: &Cx) -> Result<Link<WatchDown, WatchUp>, ApiError> {
         let (link, near) = Link::pair();
-        self.0.tasks.spawn("policy watcher", watchers::run(Arc::clone(&self.0), near));
+        self.0
+            .tasks
+            .spawn("policy watcher", watchers::run(Arc::clone(&self.0), near));
         Ok(link)
     }
 }

@@ -144,7 +144,9 @@ fn rises(highest: u64, version: u64) -> Result<(), StoreError> {
     if version > highest {
         return Ok(());
     }
-    Err(StoreError::Invalid(format!("version {version} is not above {highest}")))
+    Err(StoreError::Invalid(format!(
+        "version {version} is not above {highest}"
+    )))
 }
 
 /// In memory.
@@ -160,7 +162,13 @@ struct Versions {
 #[async_trait]
 impl PolicyStore for MemoryPolicyStore {
     async fn at(&self, version: u64) -> Result<Option<StoredVersion>, StoreError> {
-        Ok(self.0.lock().all.range(..=version).next_back().map(|(_, applied)| applied.clone()))
+        Ok(self
+            .0
+            .lock()
+            .all
+            .range(..=version)
+            .next_back()
+            .map(|(_, applied)| applied.clone()))
     }
 
     async fn highest(&self) -> Result<u64, StoreError> {
@@ -205,16 +213,34 @@ mod tests {
         store.raise(4).await.unwrap();
         store.apply(stored(5)).await.unwrap();
         assert_eq!(store.highest().await.unwrap(), 5);
-        for (asked, expected) in
-            [(0, None), (1, Some(1)), (4, Some(1)), (5, Some(5)), (u64::MAX, Some(5))]
-        {
-            assert_eq!(store.at(asked).await.unwrap(), expected.map(stored), "{asked}");
+        for (asked, expected) in [
+            (0, None),
+            (1, Some(1)),
+            (4, Some(1)),
+            (5, Some(5)),
+            (u64::MAX, Some(5)),
+        ] {
+            assert_eq!(
+                store.at(asked).await.unwrap(),
+                expected.map(stored),
+                "{asked}"
+            );
         }
         for late in [0, 3, 5] {
-            assert!(matches!(store.apply(stored(late)).await, Err(StoreError::Invalid(_))));
-            assert!(matches!(store.raise(late).await, Err(StoreError::Invalid(_))));
+            assert!(matches!(
+                store.apply(stored(late)).await,
+                Err(StoreError::Invalid(_))
+            ));
+            assert!(matches!(
+                store.raise(late).await,
+                Err(StoreError::Invalid(_))
+            ));
         }
-        assert_eq!(store.at(3).await.unwrap(), Some(stored(1)), "a refused one left nothing");
+        assert_eq!(
+            store.at(3).await.unwrap(),
+            Some(stored(1)),
+            "a refused one left nothing"
+        );
         assert_eq!(store.highest().await.unwrap(), 5);
     }
 

@@ -20,7 +20,10 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) async fn run(inner: Arc<Inner>, link: Link<WatchUp, WatchDown>) {
     let (tx, mut rx) = link.split();
     let hello = tokio::time::timeout(HELLO_LIMIT, rx.recv()).await;
-    let Ok(Some(WatchDown { item: Some(Item::Hello(hello)) })) = hello else {
+    let Ok(Some(WatchDown {
+        item: Some(Item::Hello(hello)),
+    })) = hello
+    else {
         tracing::debug!("a watch link without a hello");
         return;
     };
@@ -56,7 +59,11 @@ pub(crate) async fn run(inner: Arc<Inner>, link: Link<WatchUp, WatchDown>) {
 /// False when the gateway is gone, or so far behind that its link is full: it opens a new one.
 fn announce(inner: &Inner, tx: &mpsc::Sender<WatchUp>) -> bool {
     match inner.in_force.get() {
-        Some(decider) => tx.try_send(WatchUp { version: decider.version() }).is_ok(),
+        Some(decider) => tx
+            .try_send(WatchUp {
+                version: decider.version(),
+            })
+            .is_ok(),
         None => true,
     }
 }

@@ -41,13 +41,13 @@ impl Tables {
         }
     }
 
-    fn live_as_seen(
-        &mut self,
-        name: &Name,
-        seen: u64,
-    ) -> Result<&mut (Account, KeySet), Refusal> {
+    fn live_as_seen(&mut self, name: &Name, seen: u64) -> Result<&mut (Account, KeySet), Refusal> {
         let entry = self.live(name)?;
-        if entry.0.version == seen { Ok(entry) } else { Err(Refusal::Changed) }
+        if entry.0.version == seen {
+            Ok(entry)
+        } else {
+            Err(Refusal::Changed)
+        }
     }
 
     fn one(&mut self, change: Change, next: u64, touched: &mut Touched) -> Result<(), Refusal> {
@@ -102,10 +102,16 @@ impl Tables {
                 touched.groups.insert(key);
                 Ok(())
             }
-            Change::AddMembers { domain, group, members } => {
-                self.add_members((domain, group), members, touched)
-            }
-            Change::RemoveMembers { domain, group, members } => {
+            Change::AddMembers {
+                domain,
+                group,
+                members,
+            } => self.add_members((domain, group), members, touched),
+            Change::RemoveMembers {
+                domain,
+                group,
+                members,
+            } => {
                 let key = (domain, group);
                 let old = self.groups.get_mut(&key).ok_or(Refusal::NotFound)?;
                 let before = old.len();
@@ -164,7 +170,13 @@ impl Tables {
         if self.groups.contains_key(&key) {
             return Err(Refusal::Exists);
         }
-        if self.groups.keys().filter(|(domain, _)| *domain == key.0).count() >= GROUPS_LIMIT {
+        if self
+            .groups
+            .keys()
+            .filter(|(domain, _)| *domain == key.0)
+            .count()
+            >= GROUPS_LIMIT
+        {
             return Err(Refusal::Full);
         }
         self.groups.insert(key.clone(), BTreeSet::new());
@@ -182,7 +194,10 @@ impl Tables {
             return Err(Refusal::NotFound);
         }
         for member in &members {
-            let name = Name { domain: key.0.clone(), localpart: member.clone() };
+            let name = Name {
+                domain: key.0.clone(),
+                localpart: member.clone(),
+            };
             self.live(&name).map_err(|_| Refusal::NoSuchMember)?;
         }
         let old = self.groups.get_mut(&key).ok_or(Refusal::NotFound)?;
@@ -228,7 +243,12 @@ impl Store for MemoryStore {
             }
         }
         for name in &touched.accounts {
-            applied.accounts.extend(tables.accounts.get(name).map(|(account, _)| account.clone()));
+            applied.accounts.extend(
+                tables
+                    .accounts
+                    .get(name)
+                    .map(|(account, _)| account.clone()),
+            );
         }
         applied.groups = touched.groups.iter().map(|key| tables.group(key)).collect();
         if applied.changed() {
@@ -249,11 +269,15 @@ impl Store for MemoryStore {
         limit: usize,
     ) -> Result<Vec<Account>, StoreError> {
         let tables = self.0.lock();
-        let live = tables.accounts.values().map(|(account, _)| account).filter(|account| {
-            account.state != State::Deleted
-                && account.name.domain == domain
-                && account.name.localpart > after
-        });
+        let live = tables
+            .accounts
+            .values()
+            .map(|(account, _)| account)
+            .filter(|account| {
+                account.state != State::Deleted
+                    && account.name.domain == domain
+                    && account.name.localpart > after
+            });
         Ok(live.take(limit).cloned().collect())
     }
 
@@ -268,7 +292,10 @@ impl Store for MemoryStore {
         let accounts = tables.accounts.values().map(|(account, _)| account);
         Ok(Snapshot {
             version: tables.version,
-            accounts: accounts.filter(|a| a.state != State::Deleted).cloned().collect(),
+            accounts: accounts
+                .filter(|a| a.state != State::Deleted)
+                .cloned()
+                .collect(),
             groups: tables.groups.keys().map(|key| tables.group(key)).collect(),
         })
     }
@@ -276,7 +303,11 @@ impl Store for MemoryStore {
     async fn pending_drops(&self, limit: usize) -> Result<Vec<Account>, StoreError> {
         let tables = self.0.lock();
         let accounts = tables.accounts.values().map(|(account, _)| account);
-        Ok(accounts.filter(|account| account.drop_pending).take(limit).cloned().collect())
+        Ok(accounts
+            .filter(|account| account.drop_pending)
+            .take(limit)
+            .cloned()
+            .collect())
     }
 
     async fn dropped(&self, name: Name, generation: u64) -> Result<(), StoreError> {
@@ -290,7 +321,12 @@ impl Store for MemoryStore {
 
     async fn unrecorded(&self, limit: usize) -> Result<Vec<(i64, Act)>, StoreError> {
         let tables = self.0.lock();
-        Ok(tables.acts.iter().take(limit).map(|(id, act)| (*id, act.clone())).collect())
+        Ok(tables
+            .acts
+            .iter()
+            .take(limit)
+            .map(|(id, act)| (*id, act.clone()))
+            .collect())
     }
 
     async fn recorded(&self, id: i64) -> Result<(), StoreError> {

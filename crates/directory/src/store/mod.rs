@@ -80,7 +80,11 @@ impl Group {
         GroupFact {
             domain: self.domain.clone(),
             group: self.group.clone(),
-            members: self.members.iter().map(|m| format!("{m}@{}", self.domain)).collect(),
+            members: self
+                .members
+                .iter()
+                .map(|m| format!("{m}@{}", self.domain))
+                .collect(),
             deleted: self.deleted,
         }
     }
@@ -99,18 +103,49 @@ pub struct Act {
 /// change was based; another one now makes it [`Refusal::Changed`].
 #[derive(Clone, Debug)]
 pub enum Change {
-    Add { name: Name, keys: KeySet, seen: Option<u64> },
-    SetKeys { name: Name, keys: KeySet, seen: u64 },
-    Enable { name: Name, seen: u64 },
+    Add {
+        name: Name,
+        keys: KeySet,
+        seen: Option<u64>,
+    },
+    SetKeys {
+        name: Name,
+        keys: KeySet,
+        seen: u64,
+    },
+    Enable {
+        name: Name,
+        seen: u64,
+    },
     /// Also leaves the act to be recorded, in the same transaction.
-    Disable { name: Name, act: Act },
+    Disable {
+        name: Name,
+        act: Act,
+    },
     /// Leaves a tombstone and all groups.
-    Delete { name: Name, seen: u64 },
-    CreateGroup { domain: String, group: String },
-    DeleteGroup { domain: String, group: String },
+    Delete {
+        name: Name,
+        seen: u64,
+    },
+    CreateGroup {
+        domain: String,
+        group: String,
+    },
+    DeleteGroup {
+        domain: String,
+        group: String,
+    },
     /// Members are localparts.
-    AddMembers { domain: String, group: String, members: Vec<String> },
-    RemoveMembers { domain: String, group: String, members: Vec<String> },
+    AddMembers {
+        domain: String,
+        group: String,
+        members: Vec<String>,
+    },
+    RemoveMembers {
+        domain: String,
+        group: String,
+        members: Vec<String>,
+    },
 }
 
 /// Why a change was not made.

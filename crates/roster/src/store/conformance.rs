@@ -1,0 +1,192 @@
+//! What every store of the roster must do, as one function that runs on each of them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+const ALICE: &str = "alice@a.test";
+const LIMIT: usize = 5_000;
+
+fn edit(jid: &str, name: &str, groups: &[&str]) -> Change {
+    Change::Edit {
+        jid: jid.into(),
+        name: name.into(),
+        groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+    }
+}
+
+fn item(jid: &str, subscription: Subscription) -> Item {
+    Item {
+        jid: jid.into(),
+        name: "N".into(),
+        subscription: subscription.into(),
+        ask: true,
+        approved: true,
+        groups: vec!["a".into(), "b'\"\u{1f600}".into()],
+    }
+}
+
+async fn change(store: &dyn Store, change: Change) -> Changed {
+    store.change(ALICE.into(), change, LIMIT).await.unwrap()
+}
+
+async fn load(store: &dyn Store, owner: &str) -> Roster {
+    store.load(owner.into()).await.unwrap()
+}
+
+pub async fn conforms(store: &dyn Store) {
+    assert_eq!(load(store, ALICE).await, Roster::default());
+    let remove = |jid: &str| Change::Remove { jid: jid.into() };
+    assert_eq!(change(store, remove("bob@a.test")).await, Changed::NotFound);
+    assert_eq!(load(store, ALICE).await.version, 0);
+
+    let bob = Item {
+        jid: "bob@a.test".into(),
+        name: "Bob".into(),
+        subscription: Subscription::None.into(),
+        groups: vec!["Work".into()],
+        ..Item::default()
+    };
+    let made = change(store, edit("bob@a.test", "Bob", &["Work"])).await;
+    assert_eq!(
+        made,
+        Changed::Yes {
+            version: 1,
+            item: bob.clone()
+        }
+    );
+    let same = change(store, edit("bob@a.test", "Bob", &["Work"])).await;
+    assert_eq!(same, Changed::No { version: 1 });
+    assert_eq!(
+        load(store, ALICE).await,
+        Roster {
+            version: 1,
+            items: vec![bob]
+        }
+    );
+
+    // What an administrator set stays when the client edits.
+    let put = item("bob@a.test", Subscription::Both);
+    let made = change(store, Change::Put(put.clone())).await;
+    assert_eq!(
+        made,
+        Changed::Yes {
+            version: 2,
+            item: put.clone()
+        }
+    );
+    assert_eq!(
+        change(store, Change::Put(put.clone())).await,
+        Changed::No { version: 2 }
+    );
+    let edited = Item {
+        name: "Robert".into(),
+        groups: vec![],
+        ..put
+    };
+    let made = change(store, edit("bob@a.test", "Robert", &[])).await;
+    assert_eq!(
+        made,
+        Changed::Yes {
+            version: 3,
+            item: edited.clone()
+        }
+    );
+
+    let anna = item("anna@a.test", Subscription::To);
+    change(store, Change::Put(anna.clone())).await;
+    assert_eq!(load(store, ALICE).await.items, [anna.clone(), edited]);
+    assert_eq!(load(store, "other@a.test").await, Roster::default());
+
+    let gone = Item {
+        subscription: Subscription::Remove.into(),
+        jid: "bob@a.test".into(),
+        ..Item::default()
+    };
+    assert_eq!(
+        change(store, remove("bob@a.test")).await,
+        Changed::Yes {
+            version: 5,
+            item: gone
+        }
+    );
+    assert_eq!(
+        load(store, ALICE).await,
+        Roster {
+            version: 5,
+            items: vec![anna]
+        }
+    );
+
+    limits(store).await;
+    store.clear(ALICE.into()).await.unwrap();
+    let cleared = load(store, ALICE).await;
+    assert_eq!(cleared.items, []);
+    let Changed::Yes { version, .. } = change(store, edit("x@a.test", "", &[])).await else {
+        panic!("not made")
+    };
+    assert!(version > cleared.version && cleared.version > 5);
+    store.clear("never@a.test".into()).await.unwrap();
+    assert_eq!(load(store, "never@a.test").await, Roster::default());
+}
+
+async fn limits(store: &dyn Store) {
+    let few = |change| store.change("few@a.test".into(), change, 2);
+    for jid in ["a@a.test", "b@a.test"] {
+        assert!(matches!(
+            few(edit(jid, "", &[])).await.unwrap(),
+            Changed::Yes { .. }
+        ));
+    }
+    assert_eq!(few(edit("c@a.test", "", &[])).await.unwrap(), Changed::Full);
+    assert_eq!(load(store, "few@a.test").await.version, 2);
+    assert!(matches!(
+        few(edit("a@a.test", "new", &[])).await.unwrap(),
+        Changed::Yes { .. }
+    ));
+    few(Change::Remove {
+        jid: "b@a.test".into(),
+    })
+    .await
+    .unwrap();
+    assert!(matches!(
+        few(edit("c@a.test", "", &[])).await.unwrap(),
+        Changed::Yes { .. }
+    ));
+
+    let big = "x".repeat(ROSTER_BYTES_LIMIT / 2);
+    let fat = |change| store.change("fat@a.test".into(), change, 10);
+    assert!(matches!(
+        fat(edit("a@a.test", &big, &[])).await.unwrap(),
+        Changed::Yes { .. }
+    ));
+    assert_eq!(
+        fat(edit("b@a.test", &big, &[])).await.unwrap(),
+        Changed::Full
+    );
+    assert!(matches!(
+        fat(edit("a@a.test", "thin", &[])).await.unwrap(),
+        Changed::Yes { .. }
+    ));
+    assert!(matches!(
+        fat(edit("b@a.test", &big, &[])).await.unwrap(),
+        Changed::Yes { .. }
+    ));
+}
+
+#[tokio::test]
+async fn memory_conforms() {
+    conforms(&MemoryStore::default()).await;
+}
+
+#[tokio::test]
+async fn sqlite_conforms_and_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("roster.db");
+    let store = SqliteStore::open(&path).unwrap();
+    conforms(&store).await;
+    let before = load(&store, "few@a.test").await;
+    store.close().await;
+    let store = SqliteStore::open(&path).unwrap();
+    assert_eq!(load(&store, "few@a.test").await, before);
+    assert_eq!(before.items.len(), 2);
+}

@@ -1,0 +1,252 @@
+//! The store on SQLite, `roster.db`: one thread writes, one reads; each change is durable when it is
+//! answered. It refuses to hold a transaction open between calls.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+
+use chancery_api::roster::{Item, Subscription};
+use chancery_store::rusqlite::{self, Connection, OptionalExtension, Row, Transaction, params};
+use chancery_store::{Db, Migration, Migrations, Profile, ReadPool, StoreError, open};
+
+use super::{Change, Changed, ROSTER_BYTES_LIMIT, Roster, Store, after, removed, size, subject};
+
+const MIGRATIONS: Migrations = Migrations::new(&[Migration {
+    version: 1,
+    name: "rosters and items",
+    sql: "
+CREATE TABLE roster (
+  owner TEXT PRIMARY KEY,
+  version INTEGER NOT NULL,
+  items INTEGER NOT NULL,
+  bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE item (
+  owner TEXT NOT NULL REFERENCES roster,
+  jid TEXT NOT NULL,
+  name TEXT NOT NULL,
+  subscription INTEGER NOT NULL, -- 1 none, 2 to, 3 from, 4 both
+  ask INTEGER NOT NULL,
+  approved INTEGER NOT NULL,
+  groups TEXT NOT NULL, -- a JSON list
+  PRIMARY KEY (owner, jid)
+) WITHOUT ROWID;
+",
+}]);
+
+const ITEM: &str = "SELECT jid, name, subscription, ask, approved, groups FROM item";
+
+/// See the module. Cloning shares the connections.
+#[derive(Clone, Debug)]
+pub struct SqliteStore {
+    writer: Db,
+    reader: ReadPool,
+}
+
+impl SqliteStore {
+    /// Opens the database, and makes it when it is not there.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut connection = open(path, Profile::durable())?;
+        MIGRATIONS.apply(&mut connection)?;
+        let writer = Db::new("roster-db", connection)?;
+        let reader = ReadPool::open("roster-read", path, Profile::durable(), 1)?;
+        Ok(Self { writer, reader })
+    }
+
+    /// Ends the threads, after what is queued.
+    pub async fn close(&self) {
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// The roster's row.
+#[derive(Default)]
+struct Totals {
+    version: i64,
+    items: i64,
+    bytes: i64,
+}
+
+fn number(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn version(value: i64) -> Result<u64, StoreError> {
+    u64::try_from(value).map_err(|_| StoreError::Invalid("version of a roster".to_owned()))
+}
+
+fn totals(db: &Connection, owner: &str) -> Result<Totals, StoreError> {
+    let mut query =
+        db.prepare_cached("SELECT version, items, bytes FROM roster WHERE owner = ?1")?;
+    let row = query.query_row(params![owner], |row| {
+        Ok(Totals {
+            version: row.get(0)?,
+            items: row.get(1)?,
+            bytes: row.get(2)?,
+        })
+    });
+    Ok(row.optional()?.unwrap_or_default())
+}
+
+/// An item, its groups still in JSON.
+fn item(row: &Row<'_>) -> rusqlite::Result<(Item, String)> {
+    let item = Item {
+        jid: row.get(0)?,
+        name: row.get(1)?,
+        subscription: row.get(2)?,
+        ask: row.get(3)?,
+        approved: row.get(4)?,
+        groups: Vec::new(),
+    };
+    Ok((item, row.get(5)?))
+}
+
+fn whole((item, groups): (Item, String)) -> Result<Item, StoreError> {
+    if item.subscription() == Subscription::Unspecified {
+        return Err(StoreError::Invalid(
+            "subscription of a roster item".to_owned(),
+        ));
+    }
+    let groups = serde_json::from_str(&groups)
+        .map_err(|_| StoreError::Invalid("groups of a roster item".to_owned()))?;
+    Ok(Item { groups, ..item })
+}
+
+fn find(db: &Connection, owner: &str, jid: &str) -> Result<Option<Item>, StoreError> {
+    let mut query = db.prepare_cached(&format!("{ITEM} WHERE owner = ?1 AND jid = ?2"))?;
+    let found = query.query_row(params![owner, jid], item).optional()?;
+    found.map(whole).transpose()
+}
+
+fn write_totals(db: &Connection, owner: &str, totals: &Totals) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO roster VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET \
+         version = excluded.version, items = excluded.items, bytes = excluded.bytes",
+    )?
+    .execute(params![owner, totals.version, totals.items, totals.bytes])?;
+    Ok(())
+}
+
+fn write_item(db: &Connection, owner: &str, item: &Item) -> Result<(), StoreError> {
+    let groups = serde_json::to_string(&item.groups)
+        .map_err(|_| StoreError::Invalid("groups of a roster item".to_owned()))?;
+    db.prepare_cached(
+        "INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
+         name = excluded.name, subscription = excluded.subscription, ask = excluded.ask, \
+         approved = excluded.approved, groups = excluded.groups",
+    )?
+    .execute(params![
+        owner,
+        item.jid,
+        item.name,
+        item.subscription,
+        item.ask,
+        item.approved,
+        groups
+    ])?;
+    Ok(())
+}
+
+fn apply(
+    transaction: &Transaction<'_>,
+    owner: &str,
+    change: &Change,
+    items_limit: usize,
+) -> Result<Changed, StoreError> {
+    let mut totals = totals(transaction, owner)?;
+    let jid = subject(change);
+    let old = find(transaction, owner, jid)?;
+    let new = after(change, old.as_ref());
+    let item = match (new, &old) {
+        (None, None) => return Ok(Changed::NotFound),
+        (None, Some(old)) => {
+            transaction
+                .prepare_cached("DELETE FROM item WHERE owner = ?1 AND jid = ?2")?
+                .execute(params![owner, jid])?;
+            totals.items -= 1;
+            totals.bytes -= number(size(old));
+            removed(jid)
+        }
+        (Some(new), Some(old)) if new == *old => {
+            return Ok(Changed::No {
+                version: version(totals.version)?,
+            });
+        }
+        (Some(new), old) => {
+            totals.bytes += number(size(&new)) - number(old.as_ref().map_or(0, size));
+            totals.items += i64::from(old.is_none());
+            let too_many = old.is_none() && totals.items > number(items_limit);
+            if too_many || totals.bytes > number(ROSTER_BYTES_LIMIT) {
+                return Ok(Changed::Full);
+            }
+            new
+        }
+    };
+    totals.version += 1;
+    write_totals(transaction, owner, &totals)?;
+    if item.subscription() != Subscription::Remove {
+        write_item(transaction, owner, &item)?;
+    }
+    Ok(Changed::Yes {
+        version: version(totals.version)?,
+        item,
+    })
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn load(&self, owner: String) -> Result<Roster, StoreError> {
+        self.reader
+            .call(move |db| {
+                // One moment for the version and the items.
+                let moment = db.transaction()?;
+                let totals = totals(&moment, &owner)?;
+                let mut query =
+                    moment.prepare_cached(&format!("{ITEM} WHERE owner = ?1 ORDER BY jid"))?;
+                let rows = query.query_map(params![owner], item)?;
+                let items = rows
+                    .map(|row| whole(row?))
+                    .collect::<Result<_, StoreError>>()?;
+                Ok(Roster {
+                    version: version(totals.version)?,
+                    items,
+                })
+            })
+            .await
+    }
+
+    async fn change(
+        &self,
+        owner: String,
+        change: Change,
+        items_limit: usize,
+    ) -> Result<Changed, StoreError> {
+        self.writer
+            .call(move |db| {
+                let transaction =
+                    db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                let changed = apply(&transaction, &owner, &change, items_limit)?;
+                transaction.commit()?;
+                Ok(changed)
+            })
+            .await
+    }
+
+    async fn clear(&self, owner: String) -> Result<(), StoreError> {
+        self.writer
+            .call(move |db| {
+                let transaction =
+                    db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                transaction.execute("DELETE FROM item WHERE owner = ?1", params![owner])?;
+                transaction.execute(
+                    "UPDATE roster SET version = version + 1, items = 0, bytes = 0 \
+                     WHERE owner = ?1",
+                    params![owner],
+                )?;
+                transaction.commit()?;
+                Ok(())
+            })
+            .await
+    }
+}
