@@ -78,14 +78,20 @@ impl Key {
 impl Admission {
     /// Nobody is connected.
     pub fn new(caps: Caps) -> Arc<Self> {
-        Arc::new(Self { caps, counts: Mutex::default() })
+        Arc::new(Self {
+            caps,
+            counts: Mutex::default(),
+        })
     }
 
     /// Counts a new connection, half open, or refuses it.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, Refusal> {
         let key = Key::of(address);
         let mut counts = self.counts.lock();
-        let (all, one) = (counts.all, counts.addresses.get(&key).copied().unwrap_or_default());
+        let (all, one) = (
+            counts.all,
+            counts.addresses.get(&key).copied().unwrap_or_default(),
+        );
         if one.open >= self.caps.per_address || one.half_open >= self.caps.half_open_per_address {
             return Err(Refusal::Address);
         }
@@ -97,7 +103,10 @@ impl Admission {
             count.open += 1;
             count.half_open += 1;
         }
-        Ok(Admitted { admission: Some((Arc::clone(self), key)), half_open: true })
+        Ok(Admitted {
+            admission: Some((Arc::clone(self), key)),
+            half_open: true,
+        })
     }
 
     /// Connections now, and how many of them are half open.
@@ -109,14 +118,18 @@ impl Admission {
     fn release(&self, key: Key, open: usize, half_open: usize) {
         let mut counts = self.counts.lock();
         let counts = &mut *counts;
-        let Some(one) = counts.addresses.get_mut(&key) else { return };
+        let Some(one) = counts.addresses.get_mut(&key) else {
+            return;
+        };
         for count in [&mut counts.all, one] {
             count.open -= open;
             count.half_open -= half_open;
         }
         if counts.addresses.get(&key).is_some_and(|one| one.open == 0) {
             counts.addresses.remove(&key);
-            if counts.addresses.capacity() > 1024 && counts.addresses.len() * 4 < counts.addresses.capacity() {
+            if counts.addresses.capacity() > 1024
+                && counts.addresses.len() * 4 < counts.addresses.capacity()
+            {
                 counts.addresses.shrink_to_fit();
             }
         }
@@ -133,7 +146,10 @@ pub struct Admitted {
 impl Admitted {
     /// A connection that nobody counts, as in tests of what comes after.
     pub fn uncounted() -> Self {
-        Self { admission: None, half_open: false }
+        Self {
+            admission: None,
+            half_open: false,
+        }
     }
 
     /// It is no longer half open.
@@ -159,8 +175,12 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    const CAPS: Caps =
-        Caps { connections: 6, per_address: 3, half_open: 4, half_open_per_address: 2 };
+    const CAPS: Caps = Caps {
+        connections: 6,
+        per_address: 3,
+        half_open: 4,
+        half_open_per_address: 2,
+    };
 
     fn v4(last: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, last])
@@ -179,29 +199,49 @@ mod tests {
         drop(third);
         let mut third = admission.admit(v4(1)).unwrap();
         third.authenticated();
-        assert_eq!(admission.admit(v4(1)).unwrap_err(), Refusal::Address, "three are open");
+        assert_eq!(
+            admission.admit(v4(1)).unwrap_err(),
+            Refusal::Address,
+            "three are open"
+        );
         assert_eq!(admission.open(), (4, 2));
     }
 
     #[test]
     fn caps_in_all() {
         let admission = Admission::new(CAPS);
-        let mut held: Vec<_> = (1..=4).map(|last| admission.admit(v4(last)).unwrap()).collect();
-        assert_eq!(admission.admit(v4(5)).unwrap_err(), Refusal::Server, "four are half open");
+        let mut held: Vec<_> = (1..=4)
+            .map(|last| admission.admit(v4(last)).unwrap())
+            .collect();
+        assert_eq!(
+            admission.admit(v4(5)).unwrap_err(),
+            Refusal::Server,
+            "four are half open"
+        );
         held.iter_mut().for_each(Admitted::authenticated);
         held.push(admission.admit(v4(5)).unwrap());
         held.push(admission.admit(v4(6)).unwrap());
-        assert_eq!(admission.admit(v4(7)).unwrap_err(), Refusal::Server, "six are open");
+        assert_eq!(
+            admission.admit(v4(7)).unwrap_err(),
+            Refusal::Server,
+            "six are open"
+        );
         drop(held);
         assert_eq!(admission.open(), (0, 0));
-        assert!(admission.counts.lock().addresses.is_empty(), "nothing is left behind");
+        assert!(
+            admission.counts.lock().addresses.is_empty(),
+            "nothing is left behind"
+        );
     }
 
     #[test]
     fn a_network_of_ipv6_counts_as_one_address() {
         let admission = Admission::new(CAPS);
         let at = |text: &str| admission.admit(text.parse().unwrap());
-        let _held = [at("2001:db8:0:1::1").unwrap(), at("2001:db8:0:1:ffff::2").unwrap()];
+        let _held = [
+            at("2001:db8:0:1::1").unwrap(),
+            at("2001:db8:0:1:ffff::2").unwrap(),
+        ];
         assert_eq!(at("2001:db8:0:1::3").unwrap_err(), Refusal::Address);
         let _next = at("2001:db8:0:2::3").unwrap();
         let _mapped = at("::ffff:192.0.2.9").unwrap();

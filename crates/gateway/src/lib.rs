@@ -4,9 +4,28 @@
 //! nothing that outlives it: accounts, rosters, presence, verdicts and the log are asked for.
 
 pub mod admission;
+mod attach;
+pub mod authority;
+pub mod config;
+mod features;
+mod follow;
+pub mod iq;
+pub mod listen;
 pub mod negotiate;
+mod permits;
+mod pipeline;
+mod presence;
 pub mod sasl;
-mod stream;
+pub mod service;
+mod session;
+pub mod stream;
+pub mod tls;
 pub mod transport;
 
+pub use config::Config;
+pub use listen::{Domains, Listeners};
 pub use negotiate::{Authenticated, Established};
+pub use pipeline::modules::markdown as pipeline_markdown;
+pub use service::Gateway;
+pub use tls::{CertificateFiles, Certificates};
+pub use transport::{Transport, TransportError};

@@ -33,7 +33,11 @@ pub fn write_header(opening: &Opening<'_>) -> String {
     out.push_str("' xmlns:stream='");
     out.push_str(NS_STREAMS);
     out.push('\'');
-    for (name, value) in [("id", opening.id), ("from", opening.from), ("to", opening.to)] {
+    for (name, value) in [
+        ("id", opening.id),
+        ("from", opening.from),
+        ("to", opening.to),
+    ] {
         if let Some(value) = value {
             push_attr(&mut out, name, value);
         }
@@ -75,7 +79,11 @@ pub fn check(header: &StreamHeader, hosted: &[String]) -> Result<Checked, Stream
         return Err(StreamError::new(StreamCondition::HostUnknown)); // §4.9.3.6
     }
     // Before SASL it proves nothing (§4.7.1), so a malformed one is only not answered.
-    let from = header.from.as_deref().and_then(|from| addresses::parse_bare(from).ok());
+    let from = header
+        .from
+        .as_deref()
+        .and_then(|from| addresses::parse(from).ok());
+    let from = from.map(|jid| jid.to_bare());
     let lang = header.lang.clone().filter(|lang| lang.len() <= LANG_BYTES);
     Ok(Checked { domain, from, lang })
 }
@@ -103,7 +111,9 @@ mod tests {
     fn checked(header: &str) -> Result<Checked, String> {
         let mut framer = Framer::new(Limits::before_auth());
         framer.push(header.as_bytes());
-        let Some(Frame::Open(header)) = framer.next().unwrap() else { panic!("no header") };
+        let Some(Frame::Open(header)) = framer.next().unwrap() else {
+            panic!("no header")
+        };
         let hosted = ["example.test".to_owned()];
         check(&header, &hosted).map_err(|error| error.write())
     }
@@ -115,12 +125,19 @@ mod tests {
     fn condition(header: &str) -> String {
         let error = checked(header).unwrap_err();
         let rest = error.split_once("<stream:error>").unwrap().1;
-        rest.trim_start_matches('<').split([' ', '/', '>']).next().unwrap().to_owned()
+        rest.trim_start_matches('<')
+            .split([' ', '/', '>'])
+            .next()
+            .unwrap()
+            .to_owned()
     }
 
     #[test]
     fn a_header_in_order() {
-        let text = header(NS_CLIENT, "to='EXAMPLE.test' from='Alice@example.test/x' version='1.0' xml:lang='de'");
+        let text = header(
+            NS_CLIENT,
+            "to='EXAMPLE.test' from='Alice@example.test/x' version='1.0' xml:lang='de'",
+        );
         let checked = checked(&text).unwrap();
         assert_eq!(checked.domain, "example.test");
         assert_eq!(checked.from.unwrap().as_str(), "alice@example.test");
@@ -129,7 +146,15 @@ mod tests {
 
     #[test]
     fn attack_a19_headers_out_of_order() {
-        for version in ["version='0.9'", "", "version='1.0.0'", "version=''", "version='1'", "version='+1.0'", "version='1. 0'"] {
+        for version in [
+            "version='0.9'",
+            "",
+            "version='1.0.0'",
+            "version=''",
+            "version='1'",
+            "version='+1.0'",
+            "version='1. 0'",
+        ] {
             let text = header(NS_CLIENT, &format!("to='example.test' {version}"));
             assert_eq!(condition(&text), "unsupported-version", "{version}");
         }
@@ -141,22 +166,39 @@ mod tests {
             let text = header(ns, "to='example.test' version='1.0'");
             assert_eq!(condition(&text), "invalid-namespace", "{ns}");
         }
-        assert_eq!(condition(&header(NS_CLIENT, "version='1.0'")), "improper-addressing");
-        for to in ["other.test", "", "a@example.test", "example.test.evil", "127.0.0.1", "example.test/x"] {
+        assert_eq!(
+            condition(&header(NS_CLIENT, "version='1.0'")),
+            "improper-addressing"
+        );
+        for to in [
+            "other.test",
+            "",
+            "a@example.test",
+            "example.test.evil",
+            "127.0.0.1",
+            "example.test/x",
+        ] {
             let text = header(NS_CLIENT, &format!("to='{to}' version='1.0'"));
             assert_eq!(condition(&text), "host-unknown", "{to}");
         }
-        let text = "<x:stream xmlns='jabber:client' xmlns:x='urn:x' to='example.test' version='1.0'>";
+        let text =
+            "<x:stream xmlns='jabber:client' xmlns:x='urn:x' to='example.test' version='1.0'>";
         assert_eq!(condition(text), "invalid-namespace");
     }
 
     #[test]
     fn our_header_escapes_what_it_repeats() {
-        let header = write_header(&Opening { from: Some("example.test"), to: Some("a'b@example.test"), id: Some("1") });
+        let header = write_header(&Opening {
+            from: Some("example.test"),
+            to: Some("a'b@example.test"),
+            id: Some("1"),
+        });
         assert!(!header.contains("a'b"));
         let mut framer = Framer::new(Limits::before_auth());
         framer.push(header.as_bytes());
-        let Some(Frame::Open(header)) = framer.next().unwrap() else { panic!("no header") };
+        let Some(Frame::Open(header)) = framer.next().unwrap() else {
+            panic!("no header")
+        };
         assert_eq!(header.to.as_deref(), Some("a'b@example.test"));
         assert_eq!(header.version.as_deref(), Some("1.0"));
         header.check().unwrap();

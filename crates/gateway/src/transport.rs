@@ -124,6 +124,16 @@ impl Transport {
         self.header_sent = false;
     }
 
+    /// Whether more came in behind the last frame.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.framer.buffered() > 0
+    }
+
+    /// What was wrong with the bytes, once something was.
+    pub(crate) fn frame_error(&mut self) -> Option<FrameError> {
+        self.framer.next().err()
+    }
+
     /// Bytes read so far; whitespace counts, as a sign of life.
     pub fn bytes_in(&self) -> u64 {
         self.bytes_in
@@ -313,5 +323,116 @@ fn poll_read(
             Pin::new(&mut **tls).consume(count);
             Poll::Ready(Ok(count))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use chancery_xmpp::StreamCondition;
+
+    use super::*;
+
+    async fn pair() -> (Transport, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        (
+            Transport::plain(socket, Limits::after_auth(), Admitted::uncounted()),
+            peer,
+        )
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_holds_no_buffer() {
+        let (mut transport, mut peer) = pair().await;
+        peer.write_all(b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'><a/> <b").await.unwrap();
+        assert!(matches!(
+            transport.next_frame().await,
+            Ok(Some(Frame::Open(_)))
+        ));
+        assert!(matches!(
+            transport.next_frame().await,
+            Ok(Some(Frame::Element(_)))
+        ));
+        let waits = tokio::time::timeout(Duration::from_millis(50), transport.next_frame());
+        assert!(waits.await.is_err());
+        assert_eq!(
+            transport.framer.buffered(),
+            2,
+            "only the partial stanza is kept"
+        );
+        peer.write_all(b"/>\n").await.unwrap();
+        assert!(matches!(
+            transport.next_frame().await,
+            Ok(Some(Frame::Element(_)))
+        ));
+        let waits = tokio::time::timeout(Duration::from_millis(50), transport.next_frame());
+        assert!(waits.await.is_err());
+        transport.queue(b"<c/>");
+        transport.queue(b"<d/>");
+        transport.flush().await.unwrap();
+        assert_eq!(
+            (transport.framer.pending_bytes(), transport.out.capacity()),
+            (0, 0)
+        );
+        let mut answer = [0; 8];
+        peer.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"<c/><d/>");
+        drop(peer);
+        assert!(matches!(transport.next_frame().await, Ok(None)));
+    }
+
+    #[tokio::test]
+    async fn attack_b11_a_peer_that_does_not_read_is_bounded() {
+        let (mut transport, _peer) = pair().await;
+        transport.queue_header("<h>");
+        let chunk = vec![b'x'; OUT_HIGH_WATER];
+        for _ in 0..OUT_LIMIT / OUT_HIGH_WATER - 1 {
+            transport.queue(&chunk);
+        }
+        assert!(!transport.has_room());
+        transport.queue(&chunk);
+        transport.queue(&chunk);
+        assert!(transport.queued() <= OUT_LIMIT);
+        assert!(
+            transport.flush().await.is_err(),
+            "what was lost is not passed over"
+        );
+    }
+
+    #[tokio::test]
+    async fn closing_waits_no_longer_than_it_may() {
+        let error = StreamError::new(StreamCondition::Conflict);
+        let (mut transport, mut peer) = pair().await;
+        transport.queue(&vec![b'x'; OUT_LIMIT / 2]);
+        let closing = transport.close_with(Some(&error), Duration::from_millis(200));
+        let done = tokio::time::timeout(Duration::from_secs(5), closing).await;
+        assert!(done.is_ok(), "the peer neither reads nor closes");
+
+        let (transport, mut other) = pair().await;
+        let closing = transport.close_with(Some(&error), Duration::from_secs(5));
+        let (_, answer) = tokio::join!(closing, async {
+            other.write_all(b"<more/>").await.unwrap();
+            let mut answer = String::new();
+            other.read_to_string(&mut answer).await.unwrap();
+            drop(other);
+            answer
+        });
+        assert!(
+            answer.starts_with("<?xml version='1.0'?><stream:stream "),
+            "{answer}"
+        );
+        assert!(
+            answer.contains("<conflict") && answer.ends_with("</stream:stream>"),
+            "{answer}"
+        );
+        let mut rest = Vec::new();
+        let _ = peer.read_to_end(&mut rest).await;
     }
 }

@@ -3,6 +3,7 @@
 //! Shared by the session's task and by what runs for it (presence, handlers). Refuses to own
 //! anything of the stream.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +16,10 @@ use tokio::sync::oneshot;
 use super::deliver::Reader;
 use super::inbox::CutOff;
 use super::table::cut_off;
+
+/// JIDs that one session may send directed presence to; who is not remembered could not be told
+/// of the end, so that they hear nothing.
+const DIRECTED: usize = 1000;
 
 /// See the module.
 pub(crate) struct Identity {
@@ -45,6 +50,10 @@ pub(crate) struct Followed {
     pub(crate) priority: i8,
     pub(crate) carbons: bool,
     pub(crate) interested: bool,
+    /// Whom it has sent directed presence to.
+    pub(crate) directed: BTreeSet<Box<str>>,
+    /// Has asked for the presence of those it hears since it became available.
+    pub(crate) probed: bool,
     /// Updates sent, and those that the shard has confirmed.
     sent: u64,
     confirmed: u64,
@@ -139,6 +148,24 @@ impl Followed {
         Some((update, wait))
     }
 
+    /// Whom it has sent directed presence to.
+    pub(crate) fn directed(&self) -> Vec<String> {
+        self.directed.iter().map(ToString::to_string).collect()
+    }
+
+    /// Directed presence was sent, or taken back. False when there are too many.
+    pub(crate) fn direct(&mut self, to: &str, unavailable: bool) -> bool {
+        if unavailable {
+            self.directed.remove(to);
+            return true;
+        }
+        let known = self.directed.contains(to);
+        if !known && self.directed.len() < DIRECTED {
+            return self.directed.insert(to.into());
+        }
+        known
+    }
+
     /// The shard confirms the oldest update that it has not confirmed.
     pub(crate) fn updated(&mut self) {
         self.confirmed = (self.confirmed + 1).min(self.sent);
@@ -189,6 +216,20 @@ mod tests {
         followed.updated();
         assert!(second.try_recv().is_ok());
         assert!(followed.change(1, Change::Carbons(true)).is_none());
+    }
+
+    #[test]
+    fn directed_presence_is_remembered_within_bounds() {
+        let mut followed = Followed::default();
+        for n in 0..DIRECTED {
+            assert!(followed.direct(&format!("u{n}@x"), false));
+        }
+        assert!(!followed.direct("more@x", false));
+        assert!(followed.direct("u1@x", false));
+        for n in 0..DIRECTED {
+            assert!(followed.direct(&format!("u{n}@x"), true));
+        }
+        assert!(followed.directed.is_empty());
     }
 
     #[test]

@@ -6,9 +6,6 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// What may wait for an acknowledgement in all. Entries are held by credit, far below; anything
-/// else that fills it ends the session.
-pub(crate) const QUEUE_STANZAS: usize = 1024;
 /// The server asks for an acknowledgement after so many stanzas, or when it goes idle.
 pub(crate) const REQUEST_EVERY: u32 = 16;
 
@@ -17,6 +14,8 @@ pub(crate) const REQUEST_EVERY: u32 = 16;
 pub(crate) struct Unacked {
     /// Its number, when it was an entry; 0 otherwise.
     pub(crate) entry: u64,
+    /// Its bytes, for the limit.
+    pub(crate) size: usize,
     /// An IQ request, kept because somebody waits for an answer.
     pub(crate) request: Option<Bytes>,
 }
@@ -35,12 +34,21 @@ pub(crate) struct StreamManagement {
     /// The client's last `h`.
     acked: u32,
     queue: VecDeque<Unacked>,
+    bytes: usize,
+    limit_stanzas: usize,
+    limit_bytes: usize,
     since_request: u32,
     /// An `<r/>` is out.
     pub(crate) requested: bool,
 }
 
 impl StreamManagement {
+    /// A stream on which nothing was counted; its queue holds so much. Entries are held by credit,
+    /// far below; anything else that fills it ends the session.
+    pub(crate) fn new(stanzas: u32, bytes: u32) -> Self {
+        Self { limit_stanzas: stanzas as usize, limit_bytes: bytes as usize, ..Self::default() }
+    }
+
     /// One more stanza of the client is handled.
     pub(crate) fn count_handled(&mut self) {
         self.handled = self.handled.wrapping_add(1);
@@ -59,13 +67,14 @@ impl StreamManagement {
 
     /// A stanza was written.
     pub(crate) fn sent(&mut self, unacked: Unacked) {
+        self.bytes += unacked.size;
         self.queue.push_back(unacked);
         self.since_request = self.since_request.saturating_add(1);
     }
 
     /// True when nothing more may be written.
     pub(crate) fn is_full(&self) -> bool {
-        self.queue.len() >= QUEUE_STANZAS
+        self.queue.len() >= self.limit_stanzas || self.bytes >= self.limit_bytes
     }
 
     /// True when something waits for an acknowledgement.
@@ -93,8 +102,13 @@ impl StreamManagement {
         }
         self.requested = false;
         self.acked = h;
-        let entries =
-            self.queue.drain(..covered).map(|unacked| unacked.entry).filter(|n| *n != 0).collect();
+        let mut entries = Vec::new();
+        for unacked in self.queue.drain(..covered) {
+            self.bytes -= unacked.size;
+            if unacked.entry != 0 {
+                entries.push(unacked.entry);
+            }
+        }
         if self.queue.is_empty() {
             self.queue = VecDeque::new();
         }
@@ -113,16 +127,17 @@ impl StreamManagement {
 
     #[cfg(test)]
     fn at(count: u32) -> Self {
-        Self { handled: count, told: count, acked: count, ..Self::default() }
+        Self { handled: count, told: count, acked: count, ..Self::new(4, 100) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn entry(number: u64) -> Unacked {
-        Unacked { entry: number, request: None }
+        Unacked { entry: number, size: 10, request: None }
     }
 
     #[test]
@@ -145,6 +160,20 @@ mod tests {
         // a count that goes back is a count far ahead
         assert_eq!(sm.acknowledge(u32::MAX - 1), Err(HandledTooHigh));
         assert_eq!(sm.acknowledge(0), Ok(vec![1]));
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_stanzas_and_bytes() {
+        let mut sm = StreamManagement::at(0);
+        for number in 1..=4 {
+            assert!(!sm.is_full());
+            sm.sent(entry(number));
+        }
+        assert!(sm.is_full());
+        sm.acknowledge(4).unwrap();
+        assert!(!sm.is_full());
+        sm.sent(Unacked { size: 100, ..Unacked::default() });
+        assert!(sm.is_full());
     }
 
     #[test]

@@ -1,0 +1,413 @@
+//! A session's own presence: decided for all who may hear of it, recorded where it carries text,
+//! told to the shard, then published; and presence addressed to somebody.
+//!
+//! Owns the order of these steps. Who is told of what stays with the presence service; what cannot
+//! be published now is owed, and the session tries again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chancery_api::archive::{AppendItem, Outcome};
+use chancery_api::presence::{Act, PublishItem};
+use chancery_api::roster::{SubscriptionsRequest, SubscriptionsResponse};
+use chancery_api::{Cx, Kind, Verdict};
+use chancery_xml::{Element, push_attr};
+use chancery_xmpp::stanza::{PresenceType, StanzaType};
+use chancery_xmpp::{Condition, StanzaError, StanzaHeader, exempt, ns};
+
+use crate::pipeline::answer;
+use crate::pipeline::decide::{Question, Undecided, allows};
+use crate::pipeline::record::{Key, stamped};
+use crate::service::Gateway;
+use crate::session::identity::{Change, Identity};
+use crate::session::window::Handled;
+
+/// The presence service answers by then.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
+/// Addresses of one broadcast; a longer list is cut, and said so in the log.
+const TARGETS: usize = 10_000;
+
+/// A presence broadcast of a session.
+#[derive(Debug)]
+pub(crate) struct Own {
+    /// With the true `from`, without `to`.
+    payload: Bytes,
+    /// As received, where something was taken out.
+    received: Bytes,
+    id: String,
+    available: bool,
+    priority: i8,
+    /// Carries something that has to be recorded.
+    has_content: bool,
+    key: Key,
+    /// Its record is in the log.
+    recorded: AtomicBool,
+    /// The shard was asked to record it once: a further time needs a key of its own, because
+    /// later stanzas may have passed it.
+    asked: AtomicBool,
+}
+
+/// Why presence is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The client said so.
+    Changed,
+    /// The policy changed.
+    Refresh,
+    /// The presence service lost its state.
+    Resync,
+}
+
+/// What could not be published, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Owed {
+    changed: bool,
+    resync: bool,
+    refresh: bool,
+}
+
+impl Owed {
+    /// One more reason.
+    pub(crate) fn add(&mut self, why: Why) {
+        match why {
+            Why::Changed => self.changed = true,
+            Why::Resync => self.resync = true,
+            Why::Refresh => self.refresh = true,
+        }
+    }
+
+    /// What has to be done: a change says everything that the others would.
+    pub(crate) fn reasons(self) -> impl Iterator<Item = Why> {
+        let all = [
+            (Why::Resync, self.resync && !self.changed),
+            (Why::Refresh, self.refresh && !self.changed),
+            (Why::Changed, self.changed),
+        ];
+        all.into_iter().filter(|(_, owed)| *owed).map(|(why, _)| why)
+    }
+}
+
+/// Something that is needed is out of reach.
+#[derive(Debug, Clone, Copy)]
+struct Away;
+
+impl From<Undecided> for Away {
+    fn from(_: Undecided) -> Self {
+        Self
+    }
+}
+
+impl Own {
+    /// A broadcast as the client sent it.
+    pub(crate) fn read(
+        identity: &Identity,
+        element: &Element,
+        header: &StanzaHeader,
+        removed: &[usize],
+        key: Key,
+    ) -> Self {
+        Self {
+            payload: stamped(element, identity, removed),
+            received: if removed.is_empty() { Bytes::new() } else { element.bytes.clone() },
+            id: header.id.as_deref().unwrap_or_default().to_owned(),
+            available: header.type_ == StanzaType::Presence(PresenceType::Available),
+            priority: header.priority,
+            has_content: !(removed.is_empty() && exempt::is_exempt(element, header)),
+            key,
+            recorded: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn is_available(&self) -> bool {
+        self.available
+    }
+
+    fn type_(&self) -> &'static str {
+        if self.available { "" } else { "unavailable" }
+    }
+
+    fn item(&self, gateway: &Gateway, identity: &Identity, verdict: Verdict) -> AppendItem {
+        let key = if self.asked.swap(true, Ordering::Relaxed) {
+            Key { sm_id: gateway.ids.id(), count: 1 }
+        } else {
+            self.key
+        };
+        AppendItem {
+            sm_id: Bytes::copy_from_slice(&key.sm_id),
+            count: key.count,
+            gateway: gateway.name.to_string(),
+            session: identity.number,
+            from: identity.full.to_string(),
+            to: identity.account.to_string(),
+            kind: Kind::Presence.into(),
+            r#type: self.type_().to_owned(),
+            id: self.id.clone(),
+            payload: self.payload.clone(),
+            received: self.received.clone(),
+            verdict: Some(verdict),
+            ..AppendItem::default()
+        }
+    }
+}
+
+/// Publishes; what cannot be published is owed. Without a presence of its own a session may still
+/// have sent directed ones.
+pub(crate) async fn publish(
+    gateway: Arc<Gateway>,
+    identity: Arc<Identity>,
+    own: Option<Arc<Own>>,
+    why: Why,
+) -> Handled {
+    let said = own.as_deref();
+    let done = match (said, why) {
+        (Some(own), Why::Changed) if !own.available => {
+            unavailable(&gateway, &identity, own).await
+        }
+        (Some(own), Why::Changed) => available(&gateway, &identity, own).await,
+        (None, Why::Changed) => Ok(()),
+        (own, Why::Refresh) => again(&gateway, &identity, own, Act::Refresh).await,
+        (own, Why::Resync) => again(&gateway, &identity, own, Act::Resync).await,
+    };
+    Handled { reply: None, owed: done.err().map(|Away| why) }
+}
+
+/// Those of whom policy allows that they hear, and the verdict for the own account.
+async fn allowed(
+    gateway: &Gateway,
+    identity: &Identity,
+    others: impl Iterator<Item = String>,
+) -> Result<(Vec<String>, Verdict), Away> {
+    // RFC 6121 §4.2.2: the own resources hear too; the presence service sees to it. They are asked
+    // about first, so that there is a verdict for the record.
+    let mut to = vec![identity.account.to_string()];
+    to.extend(others.filter(|jid| **jid != *identity.account));
+    if to.len() > TARGETS {
+        tracing::warn!(targets = to.len(), "a presence broadcast was cut");
+        to.truncate(TARGETS);
+    }
+    let question = question(identity, to, "");
+    let verdicts = gateway.policy.decide(&question).await?;
+    let own = verdicts.first().cloned().ok_or(Away)?;
+    let asked = question.to.into_iter().zip(&verdicts).skip(1);
+    let targets = asked.filter(|(_, verdict)| allows(verdict)).map(|(target, _)| target).collect();
+    Ok((targets, own))
+}
+
+async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<(), Away> {
+    let subscriptions = subscriptions(gateway, identity).await?;
+    let others = subscriptions.from.iter().cloned();
+    let (targets, verdict) = allowed(gateway, identity, others).await?;
+    let policy_version = verdict.policy_version;
+    record(gateway, identity, own, verdict).await?;
+    gateway.update(identity, Change::Presence(Some(own.priority))).await.map_err(|_| Away)?;
+    let item = PublishItem {
+        payload: own.payload.clone(),
+        priority: own.priority.into(),
+        targets,
+        policy_version,
+        ..said(gateway, identity, Act::Available)
+    };
+    send(gateway, item).await?;
+    if !identity.followed.lock().probed {
+        // RFC 6121 §4.3: whom the user hears, and the own resources. What comes back is decided
+        // before it is written.
+        let mut targets = subscriptions.to.clone();
+        targets.push(identity.account.to_string());
+        send(gateway, PublishItem { targets, ..said(gateway, identity, Act::Probe) }).await?;
+        identity.followed.lock().probed = true;
+    }
+    Ok(())
+}
+
+/// The same presence again: for a newer policy, or for a service that lost its state.
+async fn again(
+    gateway: &Gateway,
+    identity: &Identity,
+    own: Option<&Own>,
+    act: Act,
+) -> Result<(), Away> {
+    let own = own.filter(|own| own.available);
+    let directed = identity.followed.lock().directed();
+    let heard_by = match own {
+        Some(_) => subscriptions(gateway, identity).await?.from.clone(),
+        None => Vec::new(),
+    };
+    let others = heard_by.into_iter().chain(directed);
+    let (targets, verdict) = allowed(gateway, identity, others).await?;
+    let item = PublishItem {
+        payload: own.map(|own| own.payload.clone()).unwrap_or_default(),
+        priority: own.map_or(0, |own| own.priority.into()),
+        targets,
+        policy_version: verdict.policy_version,
+        ..said(gateway, identity, act)
+    };
+    send(gateway, item).await
+}
+
+/// `unavailable` to those who saw us needs no verdict; its text does, for the record.
+async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<(), Away> {
+    let mut payload = own.payload.clone();
+    if own.has_content {
+        let question = question(identity, vec![identity.account.to_string()], own.type_());
+        let recorded = match gateway.policy.decide_one(&question).await {
+            Ok(verdict) => record(gateway, identity, own, verdict).await,
+            Err(undecided) => Err(undecided.into()),
+        };
+        if recorded.is_err() {
+            // That the session is gone must not wait; what cannot be recorded is not said.
+            payload = gone_payload(identity);
+        }
+    }
+    gateway.update(identity, Change::Presence(None)).await.map_err(|_| Away)?;
+    let targets = {
+        let mut followed = identity.followed.lock();
+        followed.probed = false;
+        followed.directed()
+    };
+    let item = PublishItem { payload, targets, ..said(gateway, identity, Act::Unavailable) };
+    send(gateway, item).await?;
+    identity.followed.lock().directed.clear();
+    Ok(())
+}
+
+/// Presence addressed to one JID: decided, recorded where it carries text, then handed to the
+/// presence service.
+pub(crate) async fn directed(
+    gateway: Arc<Gateway>,
+    identity: Arc<Identity>,
+    element: Element,
+    mut item: AppendItem,
+) -> Handled {
+    let question = question(&identity, vec![item.to.clone()], &item.r#type);
+    let outage = || Handled {
+        reply: answer::outage().reply(&element, None, Some(&identity.full)),
+        owed: None,
+    };
+    let Ok(verdict) = gateway.policy.decide_one(&question).await else { return outage() };
+    gateway.permits.ruled(allows(&verdict));
+    if !item.ephemeral {
+        item.verdict = Some(verdict.clone());
+        if append(&gateway, item.clone()).await.is_err() {
+            return outage();
+        }
+    }
+    if !allows(&verdict) {
+        // Looks as if the other were absent: presence to nobody is dropped (RFC 6121 §8.5.1).
+        return Handled::default();
+    }
+    if !identity.followed.lock().direct(&item.to, item.r#type == "unavailable") {
+        return Handled {
+            reply: StanzaError::new(Condition::ResourceConstraint)
+                .reply(&element, None, Some(&identity.full)),
+            owed: None,
+        };
+    }
+    let publish = PublishItem {
+        payload: chancery_xml::Splice::new(&element)
+            .set_attr("from", Some(&identity.full))
+            .set_attr("to", None)
+            .ensure_ns(ns::CLIENT)
+            .finish(),
+        targets: vec![item.to],
+        policy_version: verdict.policy_version,
+        unavailable: item.r#type == "unavailable",
+        ..said(&gateway, &identity, Act::Directed)
+    };
+    match send(&gateway, publish).await {
+        Ok(()) => Handled::default(),
+        Err(Away) => outage(),
+    }
+}
+
+/// The session is gone without a word.
+pub(crate) async fn gone(gateway: &Gateway, identity: &Identity) {
+    let payload = gone_payload(identity);
+    let targets = identity.followed.lock().directed();
+    let item = PublishItem { payload, targets, ..said(gateway, identity, Act::Unavailable) };
+    if send(gateway, item).await.is_err() {
+        // The presence service ends sessions that are not registered again.
+        tracing::debug!("the end of a session's presence was not taken");
+    }
+}
+
+fn gone_payload(identity: &Identity) -> Bytes {
+    let mut out = String::with_capacity(128);
+    out.push_str("<presence");
+    push_attr(&mut out, "xmlns", ns::CLIENT);
+    push_attr(&mut out, "type", "unavailable");
+    push_attr(&mut out, "from", &identity.full);
+    out.push_str("/>");
+    Bytes::from(out)
+}
+
+/// Presence with text is in the log before anybody hears of it.
+async fn record(
+    gateway: &Gateway,
+    identity: &Identity,
+    own: &Own,
+    verdict: Verdict,
+) -> Result<(), Away> {
+    if !own.has_content || own.recorded.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    gateway.permits.ruled(allows(&verdict));
+    append(gateway, own.item(gateway, identity, verdict)).await?;
+    own.recorded.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+async fn append(gateway: &Gateway, item: AppendItem) -> Result<(), Away> {
+    let answered = gateway.append.call(item).await.map_err(|_| Away)?;
+    match answered.outcome() {
+        Outcome::Committed | Outcome::Gone | Outcome::Full => {
+            if answered.number > 0 {
+                gateway.permits.recorded();
+            }
+            Ok(())
+        }
+        _ => Err(Away),
+    }
+}
+
+async fn subscriptions(
+    gateway: &Gateway,
+    identity: &Identity,
+) -> Result<Arc<SubscriptionsResponse>, Away> {
+    if let Some(known) = identity.followed.lock().subscriptions.clone() {
+        return Ok(known);
+    }
+    let request = SubscriptionsRequest { owner: identity.account.to_string() };
+    let answer = gateway.roster.subscriptions(&Cx::local(), request).await.map_err(|_| Away)?;
+    let answer = Arc::new(answer);
+    let mut followed = identity.followed.lock();
+    if followed.interested {
+        // Pushes tell of changes from now on; without them it is asked each time.
+        followed.subscriptions = Some(Arc::clone(&answer));
+    }
+    Ok(answer)
+}
+
+fn question(identity: &Identity, to: Vec<String>, type_: &str) -> Question {
+    let from = identity.full.to_string();
+    Question { from, to, kind: Kind::Presence, type_: type_.to_owned() }
+}
+
+fn said(gateway: &Gateway, identity: &Identity, act: Act) -> PublishItem {
+    PublishItem {
+        act: act.into(),
+        gateway: gateway.name.to_string(),
+        session: identity.number,
+        from: identity.full.to_string(),
+        ..PublishItem::default()
+    }
+}
+
+async fn send(gateway: &Gateway, item: PublishItem) -> Result<(), Away> {
+    match tokio::time::timeout(PUBLISH_LIMIT, gateway.publish.call(item)).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(Away),
+    }
+}

@@ -1,0 +1,133 @@
+//! The end of a session: the last bytes to the client, then everybody who has to know.
+//!
+//! The shard first (it decides again what the client did not acknowledge), presence after it has
+//! confirmed, then the answers to requests that nobody will answer any more.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chancery_api::Kind;
+use chancery_api::archive::{AppendItem, DetachSession, attach_down};
+use chancery_xml::{Limits, scan};
+use chancery_xmpp::{StanzaHeader, exempt};
+
+use super::Session;
+use super::identity::Identity;
+use super::inbox::Event;
+use super::outgoing::Source;
+use crate::pipeline::answer;
+use crate::pipeline::decide::{Question, allows};
+use crate::presence;
+use crate::service::Gateway;
+use crate::transport::CLOSE_LIMIT;
+
+/// The shard confirms the end by then; without it, it ends what it no longer hears of by itself.
+const DETACH_LIMIT: Duration = Duration::from_secs(2);
+/// Requests that are answered for a client that is gone; others wait for their own time-out.
+const UNANSWERED: usize = 256;
+
+impl Session {
+    pub(super) async fn finish(mut self: Box<Self>) {
+        let identity = Arc::clone(&self.handle.identity);
+        let ending = self.ending.take();
+        let mut requests: Vec<Bytes> = Vec::new();
+        if let Some(management) = &mut self.management {
+            // The client hears of everything that is known to be handled.
+            if management.owes_answer() && !self.dead {
+                let answer = management.answer();
+                self.transport.queue(answer.as_bytes());
+            }
+            requests.extend(management.unanswered());
+        }
+        requests.extend(self.outgoing.drain().filter_map(|source| unwritten(&source)));
+        self.tell(attach_down::Item::Detach(DetachSession { session: identity.number }));
+        let seen = self.own.as_ref().is_some_and(|own| own.is_available())
+            || !identity.followed.lock().directed.is_empty();
+        let Self { gateway, handle, transport, dead, .. } = *self;
+        let closing = async {
+            if dead {
+                drop(transport);
+            } else {
+                let error = ending.as_ref().and_then(|ending| ending.error.as_ref());
+                transport.close_with(error, CLOSE_LIMIT).await;
+            }
+        };
+        let leaving = async {
+            let detached = poll_fn(|cx| {
+                loop {
+                    match std::task::ready!(handle.inbox.poll_next(cx)) {
+                        Event::Detached => return std::task::Poll::Ready(()),
+                        Event::Deliver(delivered, at) => {
+                            requests.extend(unwritten(&Source::Log(delivered, at)));
+                        }
+                        _ => {}
+                    }
+                }
+            });
+            if tokio::time::timeout(DETACH_LIMIT, detached).await.is_err() {
+                tracing::debug!("the shard did not confirm the end of a session");
+            }
+            gateway.sessions.leave(&identity);
+            if seen {
+                presence::gone(&gateway, &identity).await;
+            }
+            requests.truncate(UNANSWERED);
+            for request in requests {
+                bounce(&gateway, &identity, &request).await;
+            }
+        };
+        futures_util::future::join(closing, leaving).await;
+    }
+}
+
+/// The request in a delivery that was never written.
+fn unwritten(source: &Source) -> Option<Bytes> {
+    match source {
+        Source::Log(delivered, _) if source.is_request() => Some(delivered.up.payload.clone()),
+        _ => None,
+    }
+}
+
+/// Answers a request for a client that is gone (RFC 6120 §8.2.3: every request has an answer).
+async fn bounce(gateway: &Gateway, identity: &Identity, request: &Bytes) {
+    let Ok(original) = scan(request, &Limits::after_auth()) else { return };
+    let Some(requester) = original.header.from.clone() else { return };
+    let error = answer::absent();
+    let Some(reply) = error.reply(&original, Some(&identity.full), Some(&requester)) else { return };
+    let Ok(element) = scan(&reply, &Limits::after_auth()) else { return };
+    let Ok(header) = StanzaHeader::read(&element) else { return };
+    let question = Question {
+        from: identity.full.to_string(),
+        to: vec![requester.to_string()],
+        kind: Kind::Iq,
+        type_: "error".to_owned(),
+    };
+    let Ok(verdict) = gateway.policy.decide_one(&question).await else { return };
+    gateway.permits.ruled(allows(&verdict));
+    let ephemeral = exempt::is_exempt(&element, &header);
+    let key = if ephemeral { Bytes::new() } else { Bytes::copy_from_slice(&gateway.ids.id()) };
+    let item = AppendItem {
+        count: u64::from(!ephemeral),
+        sm_id: key,
+        gateway: gateway.name.to_string(),
+        from: identity.full.to_string(),
+        to: requester.to_string(),
+        kind: Kind::Iq.into(),
+        r#type: "error".to_owned(),
+        id: header.id.as_deref().unwrap_or_default().to_owned(),
+        payload: chancery_xml::Splice::new(&element)
+            .ensure_ns(chancery_xmpp::ns::CLIENT)
+            .finish(),
+        verdict: Some(verdict),
+        ephemeral,
+        ..AppendItem::default()
+    };
+    if let Ok(answer) = gateway.append.call(item).await
+        && !ephemeral
+        && answer.number > 0
+    {
+        gateway.permits.recorded();
+    }
+}

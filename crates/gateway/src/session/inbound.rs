@@ -1,0 +1,218 @@
+//! The session's reading side: frames, shaping, the filters, the window and what follows from it.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use chancery_api::archive::AppendItem;
+use chancery_xml::{Element, Frame};
+use chancery_xmpp::{StreamCondition, StreamError, ns};
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use super::window::{Effect, Shard};
+use super::{DRAIN_LIMIT, OWED_AGAIN, Session};
+use crate::iq;
+use crate::pipeline::answer::End;
+use crate::pipeline::decide::{Question, Undecided};
+use crate::pipeline::record::{self, Key};
+use crate::pipeline::{Flow, Ground, Inbound, Work, modules};
+use crate::presence;
+use crate::transport::TransportError;
+
+/// Frames read in one round.
+const FRAMES_A_ROUND: usize = 64;
+
+impl Session {
+    /// Reads while there is room in the window, in the bucket and towards the client: otherwise
+    /// TCP holds the client back.
+    pub(super) fn poll_frames(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut progress = false;
+        for _ in 0..FRAMES_A_ROUND {
+            let reads = self.ending.is_none()
+                && self.paused_until.is_none()
+                && self.window.takes_more()
+                && self.transport.has_room();
+            if !reads {
+                break;
+            }
+            if let Some(at) = self.shaping.closed_until(now) {
+                self.paused_until = Some(at);
+                break;
+            }
+            let Poll::Ready(frame) = self.transport.poll_frame(cx) else { break };
+            progress = true;
+            match frame {
+                Ok(Some(Frame::Element(element))) => self.on_element(element, now),
+                // RFC 6120 §4.4: what was read is answered, then we close too.
+                Ok(Some(Frame::Close)) => self.end(None, DRAIN_LIMIT),
+                Ok(Some(Frame::Open(_))) => self.fail(StreamCondition::BadFormat),
+                Ok(None) | Err(TransportError::Io(_)) => self.die(),
+                Err(TransportError::Frame(error)) => {
+                    self.end(Some(StreamError::from(error)), DRAIN_LIMIT);
+                }
+            }
+        }
+        progress
+    }
+
+    fn on_element(&mut self, element: Element, now: Instant) {
+        self.shaping.took(element.bytes.len());
+        if &*element.header.ns == ns::SM {
+            self.on_stream_management(&element, now);
+            return;
+        }
+        self.gateway.metrics.inbound.inc();
+        let gateway = Arc::clone(&self.gateway);
+        let handle = Arc::clone(&self.handle);
+        let domains = gateway.domains.load();
+        let ground =
+            Ground { identity: &handle.identity, domains: &domains, handlers: &gateway.handlers };
+        let mut inbound = Inbound { ground, element, header: None, removed: Vec::new() };
+        let flow = modules::run(&mut inbound);
+        let counted = self.management.is_some();
+        if !matches!(flow, Flow::End(_)) {
+            self.count += 1;
+        }
+        match flow {
+            Flow::Pass | Flow::Done => self.window.over(counted, None, End::Silent),
+            Flow::Bounce(error) => {
+                self.window.over(counted, Some(inbound.element), End::Bounce(error));
+            }
+            Flow::End(error) => self.end(Some(error), DRAIN_LIMIT),
+            Flow::Take(work) => self.take(work, inbound, counted),
+        }
+    }
+
+    fn take(&mut self, work: Work, inbound: Inbound<'_>, counted: bool) {
+        let Inbound { element, header, removed, .. } = inbound;
+        let Some(header) = header else { return };
+        let identity = Arc::clone(&self.handle.identity);
+        match work {
+            Work::Handle(handler) => {
+                let request = iq::Request { gateway: Arc::clone(&self.gateway), identity, element };
+                if iq::runs_alone(&handler, &request) {
+                    self.window.alone(counted, iq::run(handler, request).boxed());
+                } else {
+                    self.window.handle(counted, iq::run(handler, request).boxed());
+                }
+            }
+            Work::OwnPresence => {
+                let key = self.key();
+                let own = presence::Own::read(&identity, &element, &header, &removed, key);
+                self.own_presence(own, counted);
+            }
+            Work::DirectedPresence => {
+                let item = self.item(&element, &header, &removed);
+                let work =
+                    presence::directed(Arc::clone(&self.gateway), identity, element, item);
+                self.window.alone(counted, work.boxed());
+            }
+            Work::Route => {
+                let item = self.item(&element, &header, &removed);
+                let ruling = rule(Arc::clone(&self.gateway), question(&item)).boxed();
+                self.window.route(counted, element, item, ruling);
+            }
+        }
+    }
+
+    /// The key of the stanza read last. Counts of the client begin with `<enable/>`.
+    fn key(&self) -> Key {
+        let identity = &self.handle.identity;
+        let sm_id = if self.management.is_some() { identity.sm_id } else { identity.early_id };
+        Key { sm_id, count: self.count }
+    }
+
+    fn item(
+        &self,
+        element: &Element,
+        header: &chancery_xmpp::StanzaHeader,
+        removed: &[usize],
+    ) -> AppendItem {
+        let identity = &self.handle.identity;
+        record::item(&self.gateway.name, identity, element, header, removed, self.key())
+    }
+
+    /// Moves the window, and does what follows.
+    pub(super) fn poll_window(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let gateway = Arc::clone(&self.gateway);
+        let shard = Shard { lane: &gateway.append, failpoints: &gateway.failpoints };
+        let effects = self.window.poll(cx, shard, now);
+        let progress = !effects.is_empty();
+        for effect in effects {
+            self.on_effect(effect, now);
+        }
+        if progress && self.window.is_empty() && self.answer_unasked {
+            self.answer_unasked = false;
+            if self.management.as_ref().is_some_and(|sm| sm.owes_answer()) {
+                self.write_answer();
+            }
+        }
+        progress
+    }
+
+    fn on_effect(&mut self, effect: Effect, now: Instant) {
+        match effect {
+            Effect::Write(bytes) => self.write_stanza(&bytes),
+            Effect::Settled { counted, end, element } => self.on_settled(counted, end, element),
+            Effect::Answer => {
+                // What settles later is told without being asked.
+                self.answer_unasked = !self.window.is_empty();
+                self.write_answer();
+            }
+            Effect::Owed(why) => {
+                self.owed.add(why);
+                self.owed_at = Some(now + OWED_AGAIN);
+            }
+            Effect::Ruled { allowed } => self.gateway.permits.ruled(allowed),
+            Effect::Recorded => self.gateway.permits.recorded(),
+        }
+    }
+
+    fn on_settled(&mut self, counted: bool, end: End, element: Option<Box<Element>>) {
+        if self.frozen {
+            return;
+        }
+        if let End::Stream(error) = end {
+            // The outcome is unknown: neither bounced nor counted, and nothing behind it is.
+            self.gateway.metrics.unknown.inc();
+            self.frozen = true;
+            self.ending = None;
+            self.end(Some(error), std::time::Duration::ZERO);
+            return;
+        }
+        if counted && let Some(management) = &mut self.management {
+            management.count_handled();
+        }
+        if let (End::Bounce(error), Some(element)) = (end, element)
+            && let Some(reply) = error.reply(&element, None, Some(&self.handle.identity.full))
+        {
+            self.gateway.metrics.bounced(error.condition);
+            self.write_stanza(&reply);
+        }
+    }
+}
+
+/// What policy is asked about an item.
+fn question(item: &AppendItem) -> Question {
+    Question {
+        from: item.from.clone(),
+        to: vec![item.to.clone()],
+        kind: item.kind(),
+        type_: item.r#type.clone(),
+    }
+}
+
+/// Asks policy about one stanza.
+pub(crate) async fn rule(
+    gateway: Arc<crate::service::Gateway>,
+    question: Question,
+) -> Result<chancery_api::Verdict, Undecided> {
+    if gateway.failpoints.hit("gateway::stanza::parsed").await.is_err() {
+        return Err(Undecided);
+    }
+    let verdict = gateway.policy.decide_one(&question).await;
+    if verdict.is_err() {
+        gateway.metrics.undecided.inc();
+    }
+    verdict
+}

@@ -1,0 +1,204 @@
+//! The session's writing side: what came up, replies, own presence, and the one flush.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use chancery_api::archive::{DenyEntry, attach_down};
+use chancery_xmpp::StreamCondition;
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use super::outgoing::{Next, Source};
+use super::stream_management::Unacked;
+use super::window::Ruling;
+use super::{ASK_WHEN_IDLE, Session};
+use crate::presence::{self, Owed, Own, Why};
+use crate::service::Gateway;
+
+/// Policy that gave no verdict on a delivery is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(400);
+
+impl Session {
+    /// Something came up for this session.
+    pub(super) fn on_delivery(&mut self, source: Source) {
+        if self.ending.is_some() {
+            // Not written, so not acknowledged: the shard decides again when the session is gone.
+            // Somebody waits for the answer to a request.
+            if source.is_request() {
+                self.outgoing.push(source);
+            }
+            return;
+        }
+        if source.is_push() {
+            self.handle.identity.followed.lock().subscriptions = None;
+        }
+        let entry = source.entry();
+        if entry != 0 && self.rejoined && self.has_out(entry) {
+            return; // came up on the old stream as well
+        }
+        if let (Some(position), true) = (&mut self.position, entry != 0) {
+            *position = entry.max(*position);
+        }
+        self.outgoing.push(source);
+    }
+
+    fn has_out(&self, entry: u64) -> bool {
+        self.unwritten.contains(&entry)
+            || self.outgoing.entries().any(|n| n == entry)
+            || self.management.iter().any(|sm| sm.entries().any(|n| n == entry))
+    }
+
+    /// Writes what may be written under the version in force. The version is held while writing:
+    /// whoever confirms a newer one waits for this.
+    pub(super) fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.outgoing.is_empty() || self.ending.is_some() {
+            return false;
+        }
+        let gateway = Arc::clone(&self.gateway);
+        let handle = Arc::clone(&self.handle);
+        let reader = handle.identity.reader();
+        let ask = |source: &Source| ask_again(&gateway, source, reader);
+        let in_force = gateway.policy.in_force();
+        // Before the first version is known nothing passes without a verdict of its own.
+        let current = (*in_force).max(1);
+        let mut progress = false;
+        while self.transport.has_room() && self.management.as_ref().is_none_or(|sm| !sm.is_full()) {
+            match self.outgoing.poll_next(cx, current, &ask) {
+                Poll::Ready(Next::Write(source)) => self.write_source(&source),
+                Poll::Ready(Next::Denied(source, verdict)) => self.deny(&source, verdict),
+                Poll::Pending => break,
+            }
+            progress = true;
+        }
+        progress
+    }
+
+    fn write_source(&mut self, source: &Source) {
+        let handle = Arc::clone(&self.handle);
+        let Some(bytes) = source.form(handle.identity.reader()) else {
+            tracing::error!("a delivery has no form that can be written");
+            return;
+        };
+        let entry = source.entry();
+        self.transport.queue(&bytes);
+        self.gateway.metrics.outbound.inc();
+        match &mut self.management {
+            Some(management) => {
+                let size = bytes.len();
+                let request = source.is_request().then_some(bytes);
+                management.sent(Unacked { entry, size, request });
+            }
+            None if entry != 0 => self.unwritten.push(entry),
+            None => {}
+        }
+    }
+
+    /// Denied under the version in force: closes the entry and is a record. Nobody is told.
+    fn deny(&mut self, source: &Source, verdict: chancery_api::Verdict) {
+        self.gateway.metrics.denied_again.inc();
+        let number = source.entry();
+        if number == 0 {
+            return;
+        }
+        let session = self.handle.identity.number;
+        let deny = DenyEntry { session, number, verdict: Some(verdict) };
+        self.tell(attach_down::Item::Deny(deny));
+        self.grant(1);
+    }
+
+    /// Writes a stanza of the server itself.
+    pub(super) fn write_stanza(&mut self, bytes: &[u8]) {
+        if self.dead {
+            return;
+        }
+        self.transport.queue(bytes);
+        if let Some(management) = &mut self.management {
+            if management.is_full() {
+                // A client that asks on and on and acknowledges nothing.
+                self.end(
+                    Some(chancery_xmpp::StreamError::new(StreamCondition::PolicyViolation)),
+                    super::DRAIN_LIMIT,
+                );
+                return;
+            }
+            management.sent(Unacked { size: bytes.len(), ..Unacked::default() });
+        }
+    }
+
+    /// Writes to the socket. True when that made room for more.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if self.dead {
+            return false;
+        }
+        if let Some(management) = &self.management {
+            if management.wants_request() {
+                self.request_acknowledgement(now);
+            } else if management.waits() && !management.requested && self.ask_at.is_none() {
+                self.ask_at = Some(now + ASK_WHEN_IDLE);
+            }
+        }
+        let held_back = !self.transport.has_room();
+        match self.transport.poll_flush(cx) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) => {
+                // With the kernel: without stream management that is all there is to know.
+                let written = std::mem::take(&mut self.unwritten);
+                self.acknowledge(written);
+                held_back
+            }
+            Poll::Ready(Err(_)) => {
+                self.die();
+                true
+            }
+        }
+    }
+
+    /// The session's own presence: nothing is read until it is published or owed.
+    pub(super) fn own_presence(&mut self, own: Own, counted: bool) {
+        self.own = Some(Arc::new(own));
+        // What was owed before is superseded.
+        self.owed = Owed::default();
+        self.owed_at = None;
+        self.publish(counted, Why::Changed);
+    }
+
+    /// What could not be published is tried again.
+    pub(super) fn publish_owed(&mut self) {
+        for why in std::mem::take(&mut self.owed).reasons() {
+            self.publish_again(why);
+        }
+    }
+
+    /// Publishes the newest presence, for another reason than that the client has just said so.
+    pub(super) fn publish_again(&mut self, why: Why) {
+        let directed = !self.handle.identity.followed.lock().directed.is_empty();
+        let available = self.own.as_ref().is_some_and(|own| own.is_available());
+        let wanted = why == Why::Changed || available || directed;
+        if wanted && self.ending.is_none() {
+            self.publish(false, why);
+        }
+    }
+
+    fn publish(&mut self, counted: bool, why: Why) {
+        let gateway = Arc::clone(&self.gateway);
+        let identity = Arc::clone(&self.handle.identity);
+        let work = presence::publish(gateway, identity, self.own.clone(), why);
+        self.window.alone(counted, work.boxed());
+    }
+}
+
+/// Asks policy again about a delivery, with a pause where there was no verdict.
+fn ask_again(gateway: &Arc<Gateway>, source: &Source, reader: super::deliver::Reader<'_>) -> Ruling {
+    gateway.metrics.decided_again.inc();
+    let question = source.question(reader);
+    let gateway = Arc::clone(gateway);
+    async move {
+        let verdict = gateway.policy.decide_one(&question).await;
+        if verdict.is_err() {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        verdict
+    }
+    .boxed()
+}

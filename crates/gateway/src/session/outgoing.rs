@@ -1,0 +1,305 @@
+//! What came up for a session and waits to be written: in order, and decided again where a newer
+//! policy version is in force than the one it was allowed under.
+//!
+//! Refuses to write: it hands out what may be written now.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use chancery_api::archive::Target;
+use chancery_api::{Kind, Verdict};
+
+use super::deliver::{Delivered, PresenceUp, Reader};
+use super::window::Ruling;
+use crate::pipeline::decide::{Question, allows};
+
+/// Stanzas that may wait for a second verdict; then no more is taken from the inbox.
+pub(crate) const OUTGOING_STANZAS: usize = 64;
+
+/// Something that came up.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// From the log, or through its sequencer; with the index of the target.
+    Log(Arc<Delivered>, u32),
+    /// From the presence service.
+    Presence(Arc<PresenceUp>),
+}
+
+struct Waiting {
+    source: Source,
+    /// Version it is allowed under.
+    version: u64,
+    ruling: Option<Ruling>,
+}
+
+/// What to do with the first.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Write it.
+    Write(Source),
+    /// It may not be written.
+    Denied(Source, Verdict),
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    waiting: VecDeque<Waiting>,
+}
+
+impl Source {
+    /// The target of this session.
+    pub(crate) fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Log(delivered, at) => delivered.up.targets.get(*at as usize),
+            Self::Presence(_) => None,
+        }
+    }
+
+    /// Its number when it is an entry, which takes a credit and is acknowledged; 0 otherwise.
+    pub(crate) fn entry(&self) -> u64 {
+        match self {
+            Self::Log(delivered, _) if self.target().is_some_and(|target| target.entry) => {
+                delivered.up.number
+            }
+            _ => 0,
+        }
+    }
+
+    /// An IQ that somebody waits for the answer of.
+    pub(crate) fn is_request(&self) -> bool {
+        match self {
+            Self::Log(delivered, _) => {
+                delivered.up.kind() == Kind::Iq && matches!(&*delivered.up.r#type, "get" | "set")
+            }
+            Self::Presence(_) => false,
+        }
+    }
+
+    /// A roster push.
+    pub(crate) fn is_push(&self) -> bool {
+        self.target().is_some_and(|t| t.form() == chancery_api::archive::Form::Push)
+    }
+
+    /// The bytes as written.
+    pub(crate) fn form(&self, reader: Reader<'_>) -> Option<Bytes> {
+        match self {
+            Self::Log(delivered, _) => delivered.form(self.target()?, reader),
+            Self::Presence(presence) => Some(presence.form(reader)),
+        }
+    }
+
+    /// The version it was allowed under; `None` when it needs no verdict: a service said it, or it
+    /// says that somebody is gone.
+    fn version(&self) -> Option<u64> {
+        match self {
+            Self::Log(delivered, _) => Some(delivered.up.policy_version).filter(|v| *v != 0),
+            Self::Presence(presence) => (!presence.unavailable).then_some(presence.policy_version),
+        }
+    }
+
+    /// What policy is asked about it.
+    pub(crate) fn question(&self, reader: Reader<'_>) -> Question {
+        match self {
+            Self::Log(delivered, _) => Question {
+                from: delivered.up.from.clone(),
+                to: vec![delivered.up.to.clone()],
+                kind: delivered.up.kind(),
+                type_: delivered.up.r#type.clone(),
+            },
+            Self::Presence(presence) => Question {
+                from: presence.from.clone(),
+                to: vec![reader.bare.to_owned()],
+                kind: Kind::Presence,
+                type_: String::new(),
+            },
+        }
+    }
+}
+
+impl Outgoing {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// May more be taken from the inbox?
+    pub(crate) fn takes_more(&self) -> bool {
+        self.waiting.len() < OUTGOING_STANZAS
+    }
+
+    pub(crate) fn push(&mut self, source: Source) {
+        let version = source.version().unwrap_or(u64::MAX);
+        self.waiting.push_back(Waiting { source, version, ruling: None });
+    }
+
+    /// The next one, under `current`. `ask` starts a question; while policy is away it is asked
+    /// again and everything behind waits, in order. What is denied holds up nobody.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        current: u64,
+        ask: &dyn Fn(&Source) -> Ruling,
+    ) -> Poll<Next> {
+        if let Some((at, verdict)) = self.poll_rulings(cx, current, ask)
+            && let Some(denied) = self.waiting.remove(at)
+        {
+            return Poll::Ready(Next::Denied(denied.source, verdict));
+        }
+        match self.waiting.front() {
+            Some(first) if first.version >= current && first.ruling.is_none() => {}
+            _ => return Poll::Pending,
+        }
+        self.waiting.pop_front().map_or(Poll::Pending, |w| Poll::Ready(Next::Write(w.source)))
+    }
+
+    /// Asks about what needs it and takes over verdicts; stops at a denial.
+    fn poll_rulings(
+        &mut self,
+        cx: &mut Context<'_>,
+        current: u64,
+        ask: &dyn Fn(&Source) -> Ruling,
+    ) -> Option<(usize, Verdict)> {
+        for (at, waiting) in self.waiting.iter_mut().enumerate() {
+            if waiting.version >= current {
+                continue;
+            }
+            let ruling = waiting.ruling.get_or_insert_with(|| ask(&waiting.source));
+            match ruling.as_mut().poll(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(verdict)) if allows(&verdict) => {
+                    waiting.ruling = None;
+                    // Under a version that is older still it is asked again at the next look.
+                    waiting.version = verdict.policy_version;
+                    if waiting.version < current {
+                        cx.waker().wake_by_ref();
+                    }
+                }
+                Poll::Ready(Ok(verdict)) => return Some((at, verdict)),
+                Poll::Ready(Err(_)) => {
+                    waiting.ruling = None;
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+        None
+    }
+
+    /// Entries that wait here.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = u64> + '_ {
+        self.waiting.iter().map(|waiting| waiting.source.entry()).filter(|n| *n != 0)
+    }
+
+    /// Takes everything.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Source> + '_ {
+        self.waiting.drain(..).map(|waiting| waiting.source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
+    use chancery_api::Decision;
+    use chancery_api::archive::{Deliver, Form};
+    use futures_util::FutureExt;
+    use futures_util::task::noop_waker;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::pipeline::decide::Undecided;
+
+    type Answer = oneshot::Sender<Result<Verdict, Undecided>>;
+
+    #[derive(Default)]
+    struct Bench {
+        outgoing: Outgoing,
+        asked: RefCell<HashMap<u64, Answer>>,
+    }
+
+    impl Bench {
+        fn entry(&mut self, number: u64, policy_version: u64) {
+            let target = Target { entry: true, form: Form::Original.into(), ..Target::default() };
+            let up = Deliver { number, policy_version, targets: vec![target], ..Deliver::default() };
+            self.outgoing.push(Source::Log(Arc::new(Delivered::new(up)), 0));
+        }
+
+        fn next(&mut self, current: u64) -> String {
+            let waker = noop_waker();
+            let asked = &self.asked;
+            let ask = |source: &Source| -> Ruling {
+                let (tx, rx) = oneshot::channel();
+                asked.borrow_mut().insert(source.entry(), tx);
+                rx.map(|got| got.unwrap_or(Err(Undecided))).boxed()
+            };
+            match self.outgoing.poll_next(&mut Context::from_waker(&waker), current, &ask) {
+                Poll::Ready(Next::Write(source)) => format!("write {}", source.entry()),
+                Poll::Ready(Next::Denied(source, _)) => format!("denied {}", source.entry()),
+                Poll::Pending => "wait".into(),
+            }
+        }
+
+        fn rule(&self, number: u64, answer: Result<(Decision, u64), Undecided>) {
+            let answer = answer.map(|(decision, policy_version)| Verdict {
+                decision: decision.into(),
+                policy_version,
+                ..Verdict::default()
+            });
+            self.asked.borrow_mut().remove(&number).unwrap().send(answer).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_older_verdict_is_asked_again_and_order_is_kept() {
+        let mut bench = Bench::default();
+        for (number, version) in [(1, 1), (2, 2), (3, 1), (4, 2)] {
+            bench.entry(number, version);
+        }
+        assert_eq!(bench.next(2), "wait");
+        bench.rule(3, Ok((Decision::Deny, 2)));
+        assert_eq!(bench.next(2), "denied 3");
+        assert_eq!(bench.next(2), "wait", "2 does not pass 1");
+        bench.rule(1, Ok((Decision::Allow, 2)));
+        let order: Vec<String> = (0..4).map(|_| bench.next(2)).collect();
+        assert_eq!(order, ["write 1", "write 2", "write 4", "wait"]);
+    }
+
+    #[test]
+    fn while_policy_is_away_nothing_is_written() {
+        let mut bench = Bench::default();
+        bench.entry(1, 1);
+        assert_eq!(bench.next(2), "wait");
+        bench.rule(1, Err(Undecided));
+        assert_eq!(bench.next(2), "wait");
+        assert_eq!(bench.next(2), "wait");
+        bench.rule(1, Ok((Decision::Allow, 2)));
+        // a newer version came meanwhile
+        assert_eq!(bench.next(3), "wait");
+        assert_eq!(bench.next(3), "wait");
+        bench.rule(1, Ok((Decision::Allow, 3)));
+        assert_eq!(bench.next(3), "write 1");
+    }
+
+    #[test]
+    fn what_a_service_says_needs_no_verdict_and_presence_does() {
+        let mut bench = Bench::default();
+        bench.entry(1, 0);
+        let presence = |unavailable| PresenceUp {
+            from: "a@x/r".into(),
+            payload: Bytes::from_static(b"<presence/>"),
+            policy_version: 0,
+            unavailable,
+            to: String::new(),
+        };
+        bench.outgoing.push(Source::Presence(Arc::new(presence(true))));
+        bench.outgoing.push(Source::Presence(Arc::new(presence(false))));
+        assert_eq!(bench.next(1), "write 1");
+        assert_eq!(bench.next(1), "write 0");
+        assert_eq!(bench.next(1), "wait");
+        bench.rule(0, Ok((Decision::Allow, 1)));
+        assert_eq!(bench.next(1), "write 0");
+    }
+}

@@ -1,0 +1,344 @@
+//! The inbound window: stanzas of one session that wait for policy, the shard or a handler.
+//!
+//! Decisions run ahead, submissions and outcomes keep the order of the stanzas, handlers keep
+//! theirs. What must be alone (own presence, a change that the shard has to confirm) runs when all
+//! before it is over. Owns the order; refuses to read, to write and to count.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use chancery_api::archive::{AppendAnswer, AppendItem, Outcome};
+use chancery_api::{Lane, LaneError, Verdict};
+use chancery_runtime::Failpoints;
+use chancery_xml::Element;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use crate::pipeline::answer::{self, End};
+use crate::pipeline::decide::{Undecided, allows};
+use crate::presence::Why;
+
+/// Stanzas that one session may have under way; then reading pauses.
+pub(crate) const WINDOW_STANZAS: usize = 64;
+
+/// What a handler, or what runs alone, has done.
+#[derive(Debug, Default)]
+pub(crate) struct Handled {
+    /// Written at once.
+    pub(crate) reply: Option<Bytes>,
+    /// Presence that could not be published, and why it should have been: it is tried again.
+    pub(crate) owed: Option<Why>,
+}
+
+/// A question to policy that is under way.
+pub(crate) type Ruling = BoxFuture<'static, Result<Verdict, Undecided>>;
+type Acknowledged = BoxFuture<'static, Result<AppendAnswer, LaneError>>;
+
+enum Step {
+    Handling(BoxFuture<'static, Handled>),
+    Alone(BoxFuture<'static, Handled>),
+    Deciding(Ruling, Box<AppendItem>),
+    Decided(Result<Verdict, Undecided>, Box<AppendItem>),
+    Submitting(BoxFuture<'static, Result<Acknowledged, LaneError>>, Route),
+    Appending(Acknowledged, Route),
+    /// An `<r/>`, answered in its place or when its time is over.
+    Request(Instant),
+    Over(End),
+}
+
+/// What is remembered of a routed stanza while the shard has it.
+struct Route {
+    verdict: Verdict,
+    ephemeral: bool,
+    request: bool,
+}
+
+struct Slot {
+    /// Counts for XEP-0198.
+    counted: bool,
+    /// Kept where it may have to be answered.
+    element: Option<Box<Element>>,
+    step: Step,
+}
+
+/// What follows from progress in the window, in order.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// A reply of a handler.
+    Write(Bytes),
+    /// A stanza is over: it counts, and may be answered.
+    Settled { counted: bool, end: End, element: Option<Box<Element>> },
+    /// `<a/>` is due.
+    Answer,
+    /// Presence has to be tried again.
+    Owed(Why),
+    /// Policy gave a verdict.
+    Ruled { allowed: bool },
+    /// The shard committed a record.
+    Recorded,
+}
+
+/// Where stanzas are submitted to.
+#[derive(Clone, Copy)]
+pub(crate) struct Shard<'a> {
+    pub(crate) lane: &'a Lane<AppendItem, AppendAnswer>,
+    pub(crate) failpoints: &'a Failpoints,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Window {
+    slots: VecDeque<Slot>,
+    alone: usize,
+}
+
+impl Window {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// May another stanza be read?
+    pub(crate) fn takes_more(&self) -> bool {
+        self.alone == 0 && self.slots.len() < WINDOW_STANZAS
+    }
+
+    /// A stanza to be decided, and submitted in its turn.
+    pub(crate) fn route(
+        &mut self,
+        counted: bool,
+        element: Element,
+        item: AppendItem,
+        ruling: Ruling,
+    ) {
+        self.push(counted, Some(element), Step::Deciding(ruling, Box::new(item)));
+    }
+
+    /// A request for a handler; does not wait for others than handlers.
+    pub(crate) fn handle(&mut self, counted: bool, work: BoxFuture<'static, Handled>) {
+        self.push(counted, None, Step::Handling(work));
+    }
+
+    /// What runs when everything before it is over; nothing is read until it is over too.
+    pub(crate) fn alone(&mut self, counted: bool, work: BoxFuture<'static, Handled>) {
+        self.alone += 1;
+        self.push(counted, None, Step::Alone(work));
+    }
+
+    /// A stanza whose end is known already.
+    pub(crate) fn over(&mut self, counted: bool, element: Option<Element>, end: End) {
+        self.push(counted, element, Step::Over(end));
+    }
+
+    /// An `<r/>`.
+    pub(crate) fn request(&mut self, until: Instant) {
+        self.push(false, None, Step::Request(until));
+    }
+
+    /// When something is due even without progress.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.slots
+            .iter()
+            .filter_map(|slot| match slot.step {
+                Step::Request(until) => Some(until),
+                _ => None,
+            })
+            .min()
+    }
+
+    fn push(&mut self, counted: bool, element: Option<Element>, step: Step) {
+        self.slots.push_back(Slot { counted, element: element.map(Box::new), step });
+    }
+
+    /// Moves everything as far as it goes.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        shard: Shard<'_>,
+        now: Instant,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if self.slots.is_empty() {
+            return effects;
+        }
+        self.poll_rulings(cx, &mut effects);
+        self.poll_handlers(cx, &mut effects);
+        loop {
+            self.submit(cx, shard);
+            self.poll_answers(cx, &mut effects);
+            let over = self.take_over(cx, &mut effects);
+            if !over {
+                break;
+            }
+        }
+        self.answer_late_requests(now, &mut effects);
+        if self.slots.is_empty() && self.slots.capacity() > WINDOW_STANZAS / 4 {
+            self.slots = VecDeque::new();
+        }
+        effects
+    }
+
+    fn poll_rulings(&mut self, cx: &mut Context<'_>, effects: &mut Vec<Effect>) {
+        for slot in &mut self.slots {
+            let Step::Deciding(ruling, _) = &mut slot.step else { continue };
+            let Poll::Ready(ruled) = ruling.as_mut().poll(cx) else { continue };
+            if let Ok(verdict) = &ruled {
+                effects.push(Effect::Ruled { allowed: allows(verdict) });
+            }
+            let step = std::mem::replace(&mut slot.step, Step::Over(End::Silent));
+            if let Step::Deciding(_, item) = step {
+                slot.step = Step::Decided(ruled, item);
+            }
+        }
+    }
+
+    /// One handler at a time: two changes of a roster keep their order.
+    fn poll_handlers(&mut self, cx: &mut Context<'_>, effects: &mut Vec<Effect>) {
+        for slot in &mut self.slots {
+            match &mut slot.step {
+                Step::Handling(work) => {
+                    let Poll::Ready(handled) = work.as_mut().poll(cx) else { return };
+                    effects.extend(handled.reply.map(Effect::Write));
+                    slot.step = Step::Over(End::Silent);
+                }
+                Step::Alone(_) => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// Submits in order, one at a time, what is decided.
+    fn submit(&mut self, cx: &mut Context<'_>, shard: Shard<'_>) {
+        for slot in &mut self.slots {
+            if let Step::Decided(..) = slot.step {
+                let step = std::mem::replace(&mut slot.step, Step::Over(End::Silent));
+                if let Step::Decided(ruled, item) = step {
+                    slot.step = start(ruled, item, shard);
+                }
+            }
+            match &mut slot.step {
+                Step::Deciding(..) | Step::Alone(_) => return,
+                Step::Submitting(work, _) => {
+                    let Poll::Ready(taken) = work.as_mut().poll(cx) else { return };
+                    let step = std::mem::replace(&mut slot.step, Step::Over(End::Silent));
+                    if let Step::Submitting(_, route) = step {
+                        slot.step = match taken {
+                            Ok(answer) => Step::Appending(answer, route),
+                            Err(error) => Step::Over(answer::unanswered(
+                                error,
+                                route.ephemeral,
+                                route.request,
+                            )),
+                        };
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn poll_answers(&mut self, cx: &mut Context<'_>, effects: &mut Vec<Effect>) {
+        for slot in &mut self.slots {
+            let Step::Appending(answer, route) = &mut slot.step else { continue };
+            let Poll::Ready(answered) = answer.as_mut().poll(cx) else { continue };
+            let end = match answered {
+                Ok(answered) => {
+                    let outcome = answered.outcome();
+                    if !route.ephemeral && answered.number > 0 {
+                        effects.push(Effect::Recorded);
+                    }
+                    if outcome == Outcome::Refused {
+                        tracing::error!("the log refused a stanza");
+                    }
+                    if allows(&route.verdict) {
+                        answer::allowed(outcome)
+                    } else {
+                        answer::refused(outcome, &route.verdict)
+                    }
+                }
+                Err(error) => answer::unanswered(error, route.ephemeral, route.request),
+            };
+            slot.step = Step::Over(end);
+        }
+    }
+
+    /// Takes what is over from the front, and runs what had to wait for that. True when something
+    /// came to the front that may go on now.
+    fn take_over(&mut self, cx: &mut Context<'_>, effects: &mut Vec<Effect>) -> bool {
+        let mut ran_alone = false;
+        while let Some(slot) = self.slots.front_mut() {
+            match &mut slot.step {
+                Step::Over(_) => {}
+                Step::Request(_) => {
+                    effects.push(Effect::Answer);
+                    self.slots.pop_front();
+                    continue;
+                }
+                Step::Alone(work) => {
+                    let Poll::Ready(handled) = work.as_mut().poll(cx) else { break };
+                    effects.extend(handled.reply.map(Effect::Write));
+                    effects.extend(handled.owed.map(Effect::Owed));
+                    self.alone -= 1;
+                    ran_alone = true;
+                    slot.step = Step::Over(End::Silent);
+                }
+                _ => break,
+            }
+            if let Some(Slot { counted, element, step: Step::Over(end) }) = self.slots.pop_front() {
+                effects.push(Effect::Settled { counted, end, element });
+            }
+        }
+        ran_alone && !self.slots.is_empty()
+    }
+
+    /// `<r/>` is answered after its time with the count reached so far.
+    fn answer_late_requests(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for slot in &mut self.slots {
+            if matches!(slot.step, Step::Request(until) if until <= now) {
+                effects.push(Effect::Answer);
+                slot.step = Step::Over(End::Silent);
+            }
+        }
+    }
+}
+
+/// What a ruling leads to.
+fn start(
+    ruled: Result<Verdict, Undecided>,
+    mut item: Box<AppendItem>,
+    shard: Shard<'_>,
+) -> Step {
+    let Ok(verdict) = ruled else { return Step::Over(End::Bounce(answer::outage())) };
+    if !allows(&verdict) && item.ephemeral {
+        return Step::Over(End::Bounce(answer::denied(&verdict)));
+    }
+    // A denied stanza is recorded as well, with its verdict: evidence, and no entry.
+    item.verdict = Some(verdict.clone());
+    let route = Route {
+        ephemeral: item.ephemeral,
+        request: item.kind() == chancery_api::Kind::Iq && matches!(&*item.r#type, "get" | "set"),
+        verdict,
+    };
+    let (lane, failpoints) = (shard.lane.clone(), shard.failpoints.clone());
+    let work = async move {
+        let answer = lane.submit(*item).await?;
+        let acknowledged: Acknowledged = Box::pin(async move {
+            let answer = answer.await?;
+            match failpoints.hit("gateway::archive::acknowledged").await {
+                Ok(()) => Ok(answer),
+                Err(_) => Err(LaneError::Unknown),
+            }
+        });
+        Ok(acknowledged)
+    };
+    Step::Submitting(Box::pin(work), route)
+}
+
+#[cfg(test)]
+#[path = "window_tests.rs"]
+mod tests;
