@@ -49,7 +49,9 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let plan = Plan {
         users: options.users,
         under_way: 4,

@@ -21,7 +21,10 @@ pub fn rss(pids: &[u32]) -> Result<u64> {
     let mut bytes = 0;
     for pid in pids {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("VmRSS")?;
+        let line = status
+            .lines()
+            .find(|l| l.starts_with("VmRSS:"))
+            .context("VmRSS")?;
         let kib: u64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
         bytes += kib * 1024;
     }

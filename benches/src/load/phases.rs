@@ -64,7 +64,10 @@ const SETTLE: Duration = Duration::from_millis(1500);
 
 /// Runs all phases.
 pub async fn measure(name: &str, target: &dyn Target, plan: &Plan) -> Result<Figures> {
-    let mut figures = Figures { name: name.into(), ..Figures::default() };
+    let mut figures = Figures {
+        name: name.into(),
+        ..Figures::default()
+    };
     // First contact: caches, lazy start, the salted passwords.
     drop(connect(target, plan, plan.users, false).await?);
     tokio::time::sleep(SETTLE).await;
@@ -171,23 +174,34 @@ async fn chat(target: &dyn Target, plan: &Plan, rate: Option<f64>) -> Result<Cha
         reads.push(read);
         sides.push(Arc::new(Side {
             write: Mutex::new(write),
-            room: Semaphore::new(if rate.is_some() { 1 << 20 } else { plan.under_way }),
-            stanzas: AtomicU64::new(0),
+            room: Semaphore::new(if rate.is_some() {
+                1 << 20
+            } else {
+                plan.under_way
+            }),
+            // The answer to carbons came after stream management was on: it counts.
+            stanzas: AtomicU64::new(1),
         }));
     }
     tokio::time::sleep(SETTLE).await;
     let mut tasks = JoinSet::new();
     for (n, read) in reads.into_iter().enumerate() {
         let (own, partner) = (Arc::clone(&sides[n]), Arc::clone(&sides[n ^ 1]));
-        tasks.spawn(receive(read, own, partner, Arc::clone(&run), rate.is_none()));
+        tasks.spawn(receive(
+            read,
+            own,
+            partner,
+            Arc::clone(&run),
+            rate.is_none(),
+        ));
     }
     let interval = rate.map(|rate| Duration::from_secs_f64(plan.users as f64 / rate));
-    for n in 0..plan.users {
+    for (n, side) in sides.iter().enumerate() {
         let to = target.account(n ^ 1);
         let address = format!("{}@{}", to.user, to.domain);
         let offset = interval.map(|i| i.mul_f64(n as f64 / plan.users as f64));
         tasks.spawn(transmit(
-            Arc::clone(&sides[n]),
+            Arc::clone(side),
             address,
             Arc::clone(&run),
             interval.zip(offset),
@@ -207,10 +221,17 @@ async fn chat(target: &dyn Target, plan: &Plan, rate: Option<f64>) -> Result<Cha
     if delivered == 0 {
         bail!("nothing was delivered");
     }
-    let mut latencies = run.latencies.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
+    let mut latencies = run
+        .latencies
+        .lock()
+        .map_err(|_| anyhow::anyhow!("poisoned"))?;
     latencies.sort_unstable();
     let p99_us = u64::from(latencies[latencies.len() * 99 / 100]);
-    Ok(Chat { delivered, cpu_us, p99_us })
+    Ok(Chat {
+        delivered,
+        cpu_us,
+        p99_us,
+    })
 }
 
 async fn transmit(
@@ -234,9 +255,8 @@ async fn transmit(
         n += 1;
         let micros = run.start.elapsed().as_micros();
         let body = format!("@{micros:012}@{:x<86}", "");
-        let text = format!(
-            "<message to='{to}' type='chat' id='l{n}'><body>{body}</body></message>"
-        );
+        let text =
+            format!("<message to='{to}' type='chat' id='l{n}'><body>{body}</body></message>");
         let mut write = side.write.lock().await;
         write.write_all(text.as_bytes()).await?;
         write.flush().await?;
@@ -268,8 +288,10 @@ async fn receive(
             let tag = &buffer[at..=at + end];
             if let Some(text) = tag.strip_suffix(b"</body>") {
                 message(text, &run, &partner, saturated);
-            } else if tag.ends_with(b"</message>") || tag.ends_with(b"</presence>")
-                || tag.ends_with(b"</iq>") || tag.starts_with(b"<presence") && tag.ends_with(b"/>")
+            } else if tag.ends_with(b"</message>")
+                || tag.ends_with(b"</presence>")
+                || tag.ends_with(b"</iq>")
+                || tag.starts_with(b"<presence") && tag.ends_with(b"/>")
             {
                 own.stanzas.fetch_add(1, Ordering::Relaxed);
             } else if tag.starts_with(b"<r ") || tag == b"<r/>" {
@@ -281,7 +303,9 @@ async fn receive(
         if asked {
             let h = own.stanzas.load(Ordering::Relaxed);
             let mut write = own.write.lock().await;
-            write.write_all(format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/>").as_bytes()).await?;
+            write
+                .write_all(format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/>").as_bytes())
+                .await?;
             write.flush().await?;
         }
     }

@@ -34,12 +34,10 @@ pub struct Account {
     pub salted: Salted,
 }
 
-/// A connection in the middle of being read.
+/// A session.
 pub struct Probe {
     /// The stream.
     pub tls: TlsStream<TcpStream>,
-    /// Read, not yet looked at.
-    pub buffer: Vec<u8>,
 }
 
 const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
@@ -75,11 +73,13 @@ impl Probe {
         let header = format!("{HEADER}{}'>", account.domain);
         tcp.write_all(header.as_bytes()).await?;
         until(&mut tcp, &["</stream:features>"]).await?;
-        tcp.write_all(b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await?;
+        tcp.write_all(b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+            .await?;
         until(&mut tcp, &["<proceed"]).await?;
         let name = ServerName::try_from(account.domain.clone())?;
-        let mut tls =
-            TlsConnector::from(Arc::clone(&account.tls)).connect(name, tcp).await?;
+        let mut tls = TlsConnector::from(Arc::clone(&account.tls))
+            .connect(name, tcp)
+            .await?;
         write(&mut tls, &header).await?;
         until(&mut tls, &["</stream:features>"]).await?;
         scram(&mut tls, account).await?;
@@ -97,7 +97,7 @@ impl Probe {
         if !bound.contains("<jid>") {
             bail!("not bound: {bound}");
         }
-        Ok(Self { tls, buffer: Vec::new() })
+        Ok(Self { tls })
     }
 
     /// Stream management and carbons on.
@@ -146,7 +146,11 @@ async fn scram(tls: &mut TlsStream<TcpStream>, account: &Account) -> Result<()> 
     let (nonce, salt) = (field("r=").context("r")?, field("s=").context("s")?);
     let iterations: std::num::NonZeroU32 = field("i=").context("i")?.parse()?;
     let key = (account.user.clone(), salt.to_owned());
-    let known = account.salted.lock().ok().and_then(|cache| cache.get(&key).copied());
+    let known = account
+        .salted
+        .lock()
+        .ok()
+        .and_then(|cache| cache.get(&key).copied());
     let salted = match known {
         Some(salted) => salted,
         None => {
@@ -173,10 +177,17 @@ async fn scram(tls: &mut TlsStream<TcpStream>, account: &Account) -> Result<()> 
     let without_proof = format!("c=biws,r={nonce}");
     let auth = format!("{first},{server_first},{without_proof}");
     let signature = mac(stored.as_ref(), auth.as_bytes());
-    let proof: Vec<u8> = client_key.iter().zip(signature).map(|(a, b)| a ^ b).collect();
+    let proof: Vec<u8> = client_key
+        .iter()
+        .zip(signature)
+        .map(|(a, b)| a ^ b)
+        .collect();
     let last = B64.encode(format!("{without_proof},p={}", B64.encode(proof)));
-    write(tls, &format!("<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>{last}</response>"))
-        .await?;
+    write(
+        tls,
+        &format!("<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>{last}</response>"),
+    )
+    .await?;
     let outcome = until(tls, &["</success>", "</failure>", "<success"]).await?;
     if !outcome.contains("<success") {
         bail!("refused: {outcome}");

@@ -19,7 +19,12 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { mailbox_entries: 10_000, mailbox_mib: 64, entry_expiry_days: 30, readers: 2 }
+        Self {
+            mailbox_entries: 10_000,
+            mailbox_mib: 64,
+            entry_expiry_days: 30,
+            readers: 2,
+        }
     }
 }
 
@@ -47,7 +52,11 @@ mod tests {
     #[test]
     fn names_every_value_out_of_range() {
         assert!(Config::default().problems().is_empty());
-        let bad = Config { mailbox_entries: 0, readers: 99, ..Config::default() };
+        let bad = Config {
+            mailbox_entries: 0,
+            readers: 99,
+            ..Config::default()
+        };
         let fields: Vec<_> = bad.problems().into_iter().map(|(field, _)| field).collect();
         assert_eq!(fields, ["mailbox_entries", "readers"]);
     }

@@ -36,6 +36,11 @@ impl Entry {
         self.0 & i64::from(flag) != 0
     }
 
+    /// The same, born closed.
+    pub(crate) fn without_open(self) -> Self {
+        Self(self.0 & !i64::from(Self::OPEN))
+    }
+
     pub(crate) fn payload_bytes(self) -> u32 {
         u32::try_from(self.0 >> 8).unwrap_or(0)
     }

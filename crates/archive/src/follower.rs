@@ -50,7 +50,9 @@ pub(crate) struct Follower {
     pub(crate) covered: u64,
     /// Open entries that it was given, or that wait for it, and that it has not acknowledged.
     pub(crate) out: BTreeSet<u64>,
-    pub(crate) lag: Option<Lag>,
+    /// Of these, what was handed to it out of its turn: its position says nothing of them.
+    pub(crate) delayed: BTreeSet<u64>,
+    pub(crate) lag: Option<Box<Lag>>,
 }
 
 impl Follower {
@@ -74,7 +76,11 @@ impl Follower {
 #[derive(Debug)]
 pub(crate) enum Queued {
     /// An entry, by number: its payload stays in the log until there is credit.
-    Entry { number: u64, form: Form, delayed: bool },
+    Entry {
+        number: u64,
+        form: Form,
+        delayed: bool,
+    },
     /// An entry that was read back already.
     Read { envelope: Arc<Envelope>, form: Form },
     /// An ephemeral item, behind the entry it followed.
@@ -106,16 +112,20 @@ pub(crate) struct Lag {
 }
 
 impl Lag {
-    pub(crate) fn new(now: Instant) -> Self {
-        Self {
-            catch_up: None,
+    pub(crate) fn new(now: Instant) -> Box<Self> {
+        Self::catching_up(now, None)
+    }
+
+    pub(crate) fn catching_up(now: Instant, catch_up: Option<CatchUp>) -> Box<Self> {
+        Box::new(Self {
+            catch_up,
             found: VecDeque::new(),
             queue: VecDeque::new(),
             ephemerals: 0,
             pages: VecDeque::new(),
             reading: None,
             progress: now,
-        }
+        })
     }
 
     pub(crate) fn is_drained(&self) -> bool {

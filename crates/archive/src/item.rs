@@ -1,6 +1,7 @@
 //! An item that was taken, and an envelope: an item with its place in the log. Owns the check of
 //! what an item must have; refuses to look into the payload.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use chancery_api::archive::{AppendItem, AttachUp, Deliver, Target, attach_up};
@@ -25,6 +26,8 @@ pub(crate) struct Item {
     pub(crate) facts: Facts,
     pub(crate) allowed: bool,
     pub(crate) key: Option<IdempotencyKey>,
+    /// The two bare JIDs, as one number.
+    pub(crate) pair: u64,
     from_bare: usize,
     to_bare: usize,
 }
@@ -42,11 +45,17 @@ impl Item {
         let to_bare = bare_len(&wire.to).ok_or("malformed to")?;
         let key = match wire.sm_id.len() {
             0 => None,
-            16 => Some(IdempotencyKey { stream: stream_id(&wire.sm_id), count: wire.count }),
+            16 => Some(IdempotencyKey {
+                stream: stream_id(&wire.sm_id),
+                count: wire.count,
+            }),
             _ => return Err("malformed stream-management id"),
         };
         let facts = route::facts(&wire).ok_or("unknown kind or type")?;
-        let decision = wire.verdict.as_ref().map_or(Decision::Unspecified, Verdict::decision);
+        let decision = wire
+            .verdict
+            .as_ref()
+            .map_or(Decision::Unspecified, Verdict::decision);
         if decision == Decision::Unspecified {
             return Err("no verdict");
         }
@@ -54,15 +63,29 @@ impl Item {
             return Err("an ephemeral item that is denied");
         }
         let texts = [&wire.id, &wire.r#type, &wire.gateway, &wire.traceparent];
-        let rule = wire.verdict.as_ref().map_or(0, |verdict| verdict.rule_id.len());
+        let rule = wire
+            .verdict
+            .as_ref()
+            .map_or(0, |verdict| verdict.rule_id.len());
         if texts.iter().any(|text| text.len() > TEXT_LIMIT_BYTES) || rule > TEXT_LIMIT_BYTES {
             return Err("a text is too long");
         }
         if wire.payload.len() + wire.received.len() > RECORD_LIMIT_BYTES - RECORD_ROOM_BYTES {
             return Err("the stanza is too long");
         }
+        let mut hasher = DefaultHasher::new();
+        (wire.from.get(..from_bare), wire.to.get(..to_bare)).hash(&mut hasher);
+        let pair = hasher.finish();
         let allowed = decision == Decision::Allow;
-        Ok(Self { wire, facts, allowed, key, from_bare, to_bare })
+        Ok(Self {
+            wire,
+            facts,
+            allowed,
+            key,
+            pair,
+            from_bare,
+            to_bare,
+        })
     }
 
     /// The item that a stored record was made of; what is not stored (session, trace) is empty.
@@ -94,8 +117,11 @@ impl Item {
         Self::check(wire, stored.header.shard).ok()
     }
 
-    pub(crate) fn from_bare(&self) -> &str {
-        self.wire.from.get(..self.from_bare).unwrap_or(&self.wire.from)
+    pub(crate) fn sender_bare(&self) -> &str {
+        self.wire
+            .from
+            .get(..self.from_bare)
+            .unwrap_or(&self.wire.from)
     }
 
     pub(crate) fn to_bare(&self) -> &str {
@@ -106,17 +132,17 @@ impl Item {
         self.wire.to.get(self.to_bare + 1..)
     }
 
-    pub(crate) fn from_resource(&self) -> &str {
+    pub(crate) fn sender_resource(&self) -> &str {
         self.wire.from.get(self.from_bare + 1..).unwrap_or_default()
     }
 
     /// The domain whose keys seal the record: the sender's, who is always one of ours.
     pub(crate) fn domain(&self) -> &str {
-        domain_of(self.from_bare())
+        domain_of(self.sender_bare())
     }
 
     pub(crate) fn is_to_self(&self) -> bool {
-        self.from_bare() == self.to_bare()
+        self.sender_bare() == self.to_bare()
     }
 
     pub(crate) fn is_iq_request(&self) -> bool {
@@ -134,7 +160,10 @@ impl Item {
         set(self.wire.has_body, Entry::BODY);
         set(self.wire.no_copy, Entry::NO_COPY);
         set(self.wire.no_store, Entry::NO_STORE);
-        set(self.wire.no_store || self.wire.kind() == Kind::Iq, Entry::HIDDEN);
+        set(
+            self.wire.no_store || self.wire.kind() == Kind::Iq,
+            Entry::HIDDEN,
+        );
         flags
     }
 
@@ -176,11 +205,16 @@ impl Envelope {
             r#type: wire.r#type.clone(),
             payload: wire.payload.clone(),
             stamp_ms: self.stamp_ms,
-            policy_version: wire.verdict.as_ref().map_or(0, |verdict| verdict.policy_version),
+            policy_version: wire
+                .verdict
+                .as_ref()
+                .map_or(0, |verdict| verdict.policy_version),
             targets,
             traceparent: wire.traceparent.clone(),
         };
-        AttachUp { item: Some(attach_up::Item::Deliver(deliver)) }
+        AttachUp {
+            item: Some(attach_up::Item::Deliver(deliver)),
+        }
     }
 }
 
@@ -244,7 +278,10 @@ mod tests {
             r#type: "chat".into(),
             sm_id: vec![7; 16].into(),
             count: 1,
-            verdict: Some(Verdict { decision: Decision::Allow.into(), ..Verdict::default() }),
+            verdict: Some(Verdict {
+                decision: Decision::Allow.into(),
+                ..Verdict::default()
+            }),
             ..AppendItem::default()
         }
     }
@@ -252,16 +289,34 @@ mod tests {
     #[test]
     fn an_item_without_what_it_must_have_is_refused() {
         let item = Item::check(good(), 0).unwrap();
-        assert_eq!((item.from_bare(), item.from_resource()), ("a@x", "1"));
-        assert_eq!((item.to_bare(), item.to_resource(), item.domain()), ("b@x", None, "x"));
+        assert_eq!((item.sender_bare(), item.sender_resource()), ("a@x", "1"));
+        assert_eq!(
+            (item.to_bare(), item.to_resource(), item.domain()),
+            ("b@x", None, "x")
+        );
         assert!(Item::check(good(), 1).is_err(), "another shard's");
         for bad in [
-            AppendItem { verdict: None, ..good() },
-            AppendItem { verdict: Some(Verdict::default()), ..good() },
-            AppendItem { sm_id: vec![7; 15].into(), ..good() },
-            AppendItem { to: "b@".into(), ..good() },
+            AppendItem {
+                verdict: None,
+                ..good()
+            },
+            AppendItem {
+                verdict: Some(Verdict::default()),
+                ..good()
+            },
+            AppendItem {
+                sm_id: vec![7; 15].into(),
+                ..good()
+            },
+            AppendItem {
+                to: "b@".into(),
+                ..good()
+            },
             AppendItem { kind: 0, ..good() },
-            AppendItem { payload: vec![0; RECORD_LIMIT_BYTES].into(), ..good() },
+            AppendItem {
+                payload: vec![0; RECORD_LIMIT_BYTES].into(),
+                ..good()
+            },
         ] {
             assert!(Item::check(bad, 0).is_err());
         }

@@ -5,6 +5,8 @@
 //! Start reading at `shard.rs` (the state machine), then `deliver.rs` (who gets what), `commit.rs`
 //! (the one durable transaction) and `service.rs` (what drives them).
 
+mod accept;
+mod actor;
 mod attach;
 mod commit;
 mod config;
@@ -12,6 +14,7 @@ mod deliver;
 mod entry;
 mod export;
 mod follower;
+mod group;
 mod item;
 mod lag;
 mod mailbox;
@@ -28,9 +31,9 @@ mod store;
 mod tick;
 
 #[cfg(test)]
-mod shard_tests;
-#[cfg(test)]
 mod service_tests;
+#[cfg(test)]
+mod shard_tests;
 #[cfg(test)]
 mod store_suite;
 

@@ -85,7 +85,10 @@ impl Mailbox {
     /// The mailbox of a row. Entries above `upto` are open as they were born: what was
     /// acknowledged but not yet written comes again, and no other.
     pub(crate) fn from_row(row: MailboxRow, now: Instant, now_ms: i64) -> Option<Self> {
-        let mut mailbox = Self { created: true, ..Self::new(row.id, now) };
+        let mut mailbox = Self {
+            created: true,
+            ..Self::new(row.id, now)
+        };
         mailbox.floor = row.floor;
         mailbox.last_entry = row.last;
         for (number, open) in decode(&row.open)? {
@@ -93,11 +96,22 @@ impl Mailbox {
         }
         for (number, entry) in row.entries {
             if number > row.floor && entry.has(Entry::OPEN) {
-                mailbox.insert(number, Open { bytes: entry.payload_bytes(), at_ms: now_ms });
+                mailbox.insert(
+                    number,
+                    Open {
+                        bytes: entry.payload_bytes(),
+                        at_ms: now_ms,
+                    },
+                );
                 mailbox.dirty = true;
             }
         }
         Some(mailbox)
+    }
+
+    /// Whether its row was read, or found not to be there.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.id != 0
     }
 
     /// Opens an entry.
@@ -109,7 +123,9 @@ impl Mailbox {
 
     /// Closes an entry. False when it was closed already.
     pub(crate) fn close(&mut self, number: u64) -> bool {
-        let Some(open) = self.open.remove(&number) else { return false };
+        let Some(open) = self.open.remove(&number) else {
+            return false;
+        };
         self.open_bytes -= u64::from(open.bytes);
         self.dirty = true;
         true
@@ -157,7 +173,8 @@ impl Mailbox {
 
     /// Whether nothing is lost when it leaves the memory.
     pub(crate) fn is_idle(&self) -> bool {
-        self.sessions.is_empty()
+        self.is_loaded()
+            && self.sessions.is_empty()
             && self.pins == 0
             && self.reserved == 0
             && !self.dirty
@@ -216,7 +233,12 @@ fn take(bytes: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::disallowed_methods
+    )]
     use super::*;
 
     #[test]
@@ -234,13 +256,22 @@ mod tests {
     #[test]
     fn entries_above_the_row_are_open_as_they_were_born() {
         let mut open = BTreeMap::new();
-        open.insert(3, Open { bytes: 10, at_ms: 1 });
+        open.insert(
+            3,
+            Open {
+                bytes: 10,
+                at_ms: 1,
+            },
+        );
         let row = MailboxRow {
             id: 1,
             floor: 2,
             upto: 5,
             open: encode(&open),
-            entries: vec![(6, Entry::new(Entry::OPEN, 20)), (7, Entry::new(Entry::SENT, 5))],
+            entries: vec![
+                (6, Entry::new(Entry::OPEN, 20)),
+                (7, Entry::new(Entry::SENT, 5)),
+            ],
             last: 7,
         };
         let mut mailbox = Mailbox::from_row(row, Instant::now(), 9).unwrap();
@@ -255,7 +286,13 @@ mod tests {
     fn room_counts_what_is_under_way() {
         let mut mailbox = Mailbox::new(1, Instant::now());
         assert!(mailbox.has_room(10, 2, 100));
-        mailbox.insert(1, Open { bytes: 60, at_ms: 0 });
+        mailbox.insert(
+            1,
+            Open {
+                bytes: 60,
+                at_ms: 0,
+            },
+        );
         assert!(!mailbox.has_room(41, 2, 100));
         mailbox.reserved = 1;
         assert!(!mailbox.has_room(1, 2, 100));

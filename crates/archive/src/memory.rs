@@ -53,11 +53,7 @@ impl Memory {
         if self.answers.insert(key, answered).is_none() {
             self.order.push_back(key);
         }
-        if !self.marks.contains_key(&key.stream) {
-            self.streams.push_back(key.stream);
-        }
-        let mark = self.marks.entry(key.stream).or_default();
-        mark.highest = mark.highest.max(key.count);
+        self.mark(&key);
         if self.order.len() > KEYS_LIMIT
             && let Some(old) = self.order.pop_front()
         {
@@ -66,6 +62,15 @@ impl Memory {
                 mark.forgotten = mark.forgotten.max(old.count);
             }
         }
+    }
+
+    /// `key` is in the log, whatever its answer will be.
+    pub(crate) fn mark(&mut self, key: &IdempotencyKey) {
+        let mark = self.marks.entry(key.stream).or_insert_with(|| {
+            self.streams.push_back(key.stream);
+            Mark::default()
+        });
+        mark.highest = mark.highest.max(key.count);
         if self.streams.len() > STREAMS_LIMIT
             && let Some(old) = self.streams.pop_front()
         {
@@ -95,11 +100,18 @@ mod tests {
     use super::*;
 
     fn key(stream: u8, count: u64) -> IdempotencyKey {
-        IdempotencyKey { stream: [stream; 16], count }
+        IdempotencyKey {
+            stream: [stream; 16],
+            count,
+        }
     }
 
     fn answered(number: u64) -> Answered {
-        Answered { outcome: Outcome::Committed, number, archive_id: "id".into() }
+        Answered {
+            outcome: Outcome::Committed,
+            number,
+            archive_id: "id".into(),
+        }
     }
 
     #[test]

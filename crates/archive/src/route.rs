@@ -89,14 +89,23 @@ mod tests {
     use super::*;
 
     fn item(kind: Kind, type_: &str) -> AppendItem {
-        AppendItem { kind: kind.into(), r#type: type_.into(), has_body: true, ..AppendItem::default() }
+        AppendItem {
+            kind: kind.into(),
+            r#type: type_.into(),
+            has_body: true,
+            ..AppendItem::default()
+        }
     }
 
     #[test]
     fn chat_and_normal_are_kept_unless_the_sender_said_no_store() {
-        for (type_, keep) in
-            [("chat", true), ("", true), ("headline", false), ("groupchat", false), ("error", false)]
-        {
+        for (type_, keep) in [
+            ("chat", true),
+            ("", true),
+            ("headline", false),
+            ("groupchat", false),
+            ("error", false),
+        ] {
             let mut item = item(Kind::Message, type_);
             assert_eq!(facts(&item).map(|f| f.keep), Some(keep), "{type_}");
             item.no_store = true;

@@ -146,7 +146,9 @@ impl LogStore for SqliteLog<Connection> {
             params![shard, genesis.as_slice()],
         )?;
         transaction.commit()?;
-        self.reader().head()?.ok_or_else(|| StoreError::Invalid("no head".to_owned()))
+        self.reader()
+            .head()?
+            .ok_or_else(|| StoreError::Invalid("no head".to_owned()))
     }
 
     fn append(&mut self, writing: &Writing) -> Result<(), StoreError> {
@@ -186,7 +188,9 @@ impl LogStore for SqliteLog<Connection> {
             let before = stored(writing.first.saturating_sub(1));
             let hash = writing.hash.as_slice();
             if head.execute(params![shard, stored(last), hash, before])? != 1 {
-                return Err(StoreError::Invalid("the head is not where it was left".to_owned()));
+                return Err(StoreError::Invalid(
+                    "the head is not where it was left".to_owned(),
+                ));
             }
         }
         transaction.commit()?;
@@ -197,10 +201,15 @@ impl LogStore for SqliteLog<Connection> {
         let transaction = self.connection.transaction()?;
         {
             let mut save = transaction.prepare_cached(
-                "UPDATE mailbox SET floor = ?2, upto = ?3, open = ?4 WHERE id = ?1",
+                "UPDATE mailbox SET floor = max(floor, ?2), upto = ?3, open = ?4 WHERE id = ?1",
             )?;
             for row in saves {
-                save.execute(params![row.id, stored(row.floor), stored(row.upto), row.open])?;
+                save.execute(params![
+                    row.id,
+                    stored(row.floor),
+                    stored(row.upto),
+                    row.open
+                ])?;
             }
         }
         transaction.commit()?;
@@ -208,10 +217,23 @@ impl LogStore for SqliteLog<Connection> {
     }
 }
 
+#[cfg(test)]
+impl SqliteLog<Connection> {
+    /// A disk of this many pages.
+    pub(crate) fn limit_pages(&self, pages: i64) -> Result<(), StoreError> {
+        self.connection
+            .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+        Ok(())
+    }
+}
+
 impl SqliteLog<Connection> {
     /// The same log, read through this connection.
     pub(crate) fn reader(&self) -> SqliteLog<&Connection> {
-        SqliteLog { connection: &self.connection, shard: self.shard }
+        SqliteLog {
+            connection: &self.connection,
+            shard: self.shard,
+        }
     }
 }
 
@@ -240,16 +262,20 @@ impl LogReader for SqliteLog<&Connection> {
                 let mut last = self
                     .connection
                     .prepare_cached("SELECT max(key) FROM entry WHERE mailbox = ?1")?;
-                last.query_row([row.id], |row| row.get::<_, Option<i64>>(0))?.map_or(0, number)
+                last.query_row([row.id], |row| row.get::<_, Option<i64>>(0))?
+                    .map_or(0, number)
             }
         };
         Ok(Some(row))
     }
 
     fn record(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut find =
-            self.connection.prepare_cached("SELECT bytes FROM record WHERE key = ?1")?;
-        Ok(find.query_row([self.key(number)], |row| row.get(0)).optional()?)
+        let mut find = self
+            .connection
+            .prepare_cached("SELECT bytes FROM record WHERE key = ?1")?;
+        Ok(find
+            .query_row([self.key(number)], |row| row.get(0))
+            .optional()?)
     }
 
     fn entries(
@@ -264,10 +290,10 @@ impl LogReader for SqliteLog<&Connection> {
              ORDER BY key LIMIT ?4",
         )?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows =
-            find.query_map(params![mailbox, self.key(after), self.key(end), limit], |row| {
-                Ok((number(row.get(0)?), Entry::from_stored(row.get(1)?)))
-            })?;
+        let rows = find.query_map(
+            params![mailbox, self.key(after), self.key(end), limit],
+            |row| Ok((number(row.get(0)?), Entry::from_stored(row.get(1)?))),
+        )?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
@@ -297,7 +323,8 @@ impl LogReader for SqliteLog<&Connection> {
 
     fn last_mailbox(&self) -> Result<i64, StoreError> {
         let last: Option<i64> =
-            self.connection.query_row("SELECT max(id) FROM mailbox", [], |row| row.get(0))?;
+            self.connection
+                .query_row("SELECT max(id) FROM mailbox", [], |row| row.get(0))?;
         Ok(last.unwrap_or(0))
     }
 
@@ -307,12 +334,22 @@ impl LogReader for SqliteLog<&Connection> {
             .prepare_cached("SELECT epoch, number, hash FROM head WHERE shard = ?1")?;
         let head = find
             .query_row([self.shard], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?))
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, Vec<u8>>(2)?,
+                ))
             })
             .optional()?;
-        let Some((epoch, number, hash)) = head else { return Ok(None) };
+        let Some((epoch, number, hash)) = head else {
+            return Ok(None);
+        };
         let hash = Hash::try_from(hash.as_slice())
             .map_err(|_| StoreError::Invalid("the head's hash is not a hash".to_owned()))?;
-        Ok(Some(Head { epoch: epoch.cast_unsigned(), number: number.cast_unsigned(), hash }))
+        Ok(Some(Head {
+            epoch: epoch.cast_unsigned(),
+            number: number.cast_unsigned(),
+            hash,
+        }))
     }
 }

@@ -63,9 +63,9 @@ pub enum Command {
     /// What clients have to trust
     #[command(subcommand)]
     Trust(Trust),
-    /// Make an authority and certificates for the channels between processes
+    /// Make the certificates that `[internal] directory` would make at the first start
     #[command(name = "internal-certs", hide = true)]
-    InternalCerts(InternalCerts),
+    InternalCerts { dir: PathBuf },
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -90,17 +90,17 @@ pub struct Serve {
     pub name: Option<String>,
 }
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Demo {
-    /// Address for clients with STARTTLS
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5222")]
-    pub c2s: String,
-    /// Address for clients with direct TLS
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5223")]
-    pub c2s_tls: String,
-    /// Address for health and metrics
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5280")]
-    pub ops: String,
+    /// Address for clients with STARTTLS [default: 127.0.0.1:5222, or the next port that is free]
+    #[arg(long, value_name = "ADDR")]
+    pub c2s: Option<String>,
+    /// Address for clients with direct TLS [default: 127.0.0.1:5223, or the next port that is free]
+    #[arg(long, value_name = "ADDR")]
+    pub c2s_tls: Option<String>,
+    /// Address for health and metrics [default: 127.0.0.1:5280, or the next port that is free]
+    #[arg(long, value_name = "ADDR")]
+    pub ops: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -240,15 +240,6 @@ pub enum Trust {
     Show,
 }
 
-#[derive(Debug, Args)]
-pub struct InternalCerts {
-    /// Directory for authority.pem, and for NAME.pem and NAME.key of each process
-    pub dir: PathBuf,
-    /// Roles of one process, e.g. gateway,presence; repeat for several [default: one process a role]
-    #[arg(long, value_name = "A,B")]
-    pub roles: Vec<String>,
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -270,7 +261,11 @@ mod tests {
         let mut found = Vec::new();
         names(&Cli::command(), &mut found);
         assert!(found.len() > 20);
-        assert!(!found.iter().any(|name| name.contains("pass") || name.contains("secret")));
+        assert!(
+            !found
+                .iter()
+                .any(|name| name.contains("pass") || name.contains("secret"))
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub fn line(text: Arguments<'_>) {
 
 /// One line about what went wrong or is worth knowing. What others wrote (names, errors) may be in
 /// it, so nothing in it can steer the terminal.
-pub fn note(text: Arguments<'_>) {
+pub fn aside(text: Arguments<'_>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", escape(&text.to_string()));
 }
 
@@ -29,7 +29,7 @@ macro_rules! say {
     ($($arg:tt)*) => { $crate::out::line(format_args!($($arg)*)) };
 }
 macro_rules! note {
-    ($($arg:tt)*) => { $crate::out::note(format_args!($($arg)*)) };
+    ($($arg:tt)*) => { $crate::out::aside(format_args!($($arg)*)) };
 }
 pub(crate) use {note, say};
 

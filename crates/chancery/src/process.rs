@@ -66,7 +66,9 @@ impl Process {
 
     /// Does everything run in this one process?
     pub fn is_whole(&self) -> bool {
-        Role::SERVICES.iter().all(|role| self.roles.iter().any(|name| name == role.name()))
+        Role::SERVICES
+            .iter()
+            .all(|role| self.roles.iter().any(|name| name == role.name()))
     }
 }
 
@@ -88,11 +90,19 @@ mod tests {
     fn is_kept_and_found_again() {
         let data = tempfile::tempdir().unwrap();
         assert!(Process::load(data.path()).unwrap().is_none());
-        let process = Process { domains: vec!["a.example".into()], roles: vec!["archive".into()] };
+        let process = Process {
+            domains: vec!["a.example".into()],
+            roles: vec!["archive".into()],
+        };
         process.keep(data.path()).unwrap();
         assert_eq!(Process::load(data.path()).unwrap(), Some(process.clone()));
         assert!(!process.is_whole());
         fs::write(data.path().join("process.json"), "{").unwrap();
-        assert!(Process::load(data.path()).unwrap_err().to_string().contains("process.json"));
+        assert!(
+            Process::load(data.path())
+                .unwrap_err()
+                .to_string()
+                .contains("process.json")
+        );
     }
 }

@@ -59,9 +59,14 @@ mod tests {
         drop(stale);
         assert!(path(data.path()).exists());
         let _listener = listen(data.path()).unwrap();
-        let mode = fs::metadata(path(data.path())).unwrap().permissions().mode();
+        let mode = fs::metadata(path(data.path()))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
-        tokio::net::UnixStream::connect(path(data.path())).await.unwrap();
+        tokio::net::UnixStream::connect(path(data.path()))
+            .await
+            .unwrap();
         remove(data.path());
         assert!(!path(data.path()).exists());
     }

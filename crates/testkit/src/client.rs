@@ -53,6 +53,8 @@ pub struct Client {
     pub managed: bool,
     /// Whether `<r/>` is answered by itself.
     pub answers: bool,
+    /// Whether the last broadcast presence was an available one.
+    pub available: bool,
     /// Read ahead while something else was awaited.
     pub waiting: VecDeque<Incoming>,
     next_id: u32,
@@ -119,7 +121,11 @@ async fn scram(wire: &mut Wire, login: &Login) -> Result<()> {
 impl Client {
     /// Logs in and binds.
     pub async fn login(login: &Login) -> Result<Self> {
-        let mut wire = authenticate(login).await?;
+        Self::bind(authenticate(login).await?, login).await
+    }
+
+    /// Binds on an authenticated stream.
+    pub async fn bind(mut wire: Wire, login: &Login) -> Result<Self> {
         let resource = login
             .resource
             .as_ref()
@@ -144,6 +150,7 @@ impl Client {
             acknowledged: 0,
             managed: false,
             answers: true,
+            available: false,
             waiting: VecDeque::new(),
             next_id: 0,
         })
@@ -172,6 +179,12 @@ impl Client {
         let text = stanza.as_ref();
         if ["<message", "<presence", "<iq"].iter().any(|name| text.starts_with(name)) {
             self.sent = self.sent.wrapping_add(1);
+        }
+        if text.starts_with("<presence") {
+            let tag = text.split('>').next().unwrap_or(text);
+            if !tag.contains(" to=") {
+                self.available = !tag.contains(" type=");
+            }
         }
         self.wire.send(text).await
     }
@@ -245,9 +258,31 @@ impl Client {
         self.wait(|e| &*e.header.name == "iq" && e.header.id.as_deref() == Some(&id)).await
     }
 
-    /// Everything that comes before the answer to a ping sent now: how "receives nothing" is shown.
+    /// Everything that comes before markers sent now: how "receives nothing" is shown.
+    ///
+    /// An answered ping alone would only show that the own gateway has nothing more. So a ping to the
+    /// own full JID goes the way of messages, and (when available) a presence to it the way of presence:
+    /// what was accepted before them arrives before them.
     pub async fn until_marker(&mut self) -> Result<Vec<Element>> {
-        self.query("get", "<ping xmlns='urn:xmpp:ping'/>").await?;
+        let own = self.jid.clone();
+        let to = own.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;");
+        self.next_id += 1;
+        let id = format!("marker{}", self.next_id);
+        let marks = |e: &Element, name: &str| {
+            let back = e.header.from.as_deref() == Some(&own)
+                || e.header.type_.as_deref() == Some("error");
+            &*e.header.name == name && e.header.id.as_deref() == Some(&id) && back
+        };
+        let ping = "<ping xmlns='urn:xmpp:ping'/>";
+        self.send(format!("<iq type='get' id='{id}' to='{to}'>{ping}</iq>")).await?;
+        self.wait(|e| marks(e, "iq")).await.context("the marker did not come back")?;
+        if self.available {
+            self.send(format!("<presence id='{id}' to='{to}'/>")).await?;
+            self.wait(|e| marks(e, "presence"))
+                .await
+                .context("the presence marker did not come back")?;
+        }
+        self.query("get", ping).await?;
         let aside = std::mem::take(&mut self.waiting);
         Ok(aside
             .into_iter()

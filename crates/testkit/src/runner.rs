@@ -39,9 +39,13 @@ pub fn run(scenario: &Scenario, shape: Shape) -> Result<()> {
     let mut play =
         Play { server: &mut server, clients: BTreeMap::new(), captures, killed: false };
     for step in &scenario.steps {
-        runtime
+        let done = runtime
             .block_on(play.step(&step.action))
-            .with_context(|| format!("line {}: {:?}", step.line, brief(&step.action)))?;
+            .with_context(|| format!("line {}: {:?}", step.line, brief(&step.action)));
+        if let Err(error) = done {
+            let kept = play.server.keep_logs();
+            return Err(error.context(format!("logs: {}", kept.display())));
+        }
     }
     let killed = play.killed;
     drop(play);
@@ -52,6 +56,7 @@ pub fn run(scenario: &Scenario, shape: Shape) -> Result<()> {
     }
     let complaints = server.complaints(&allowed);
     if !complaints.is_empty() {
+        server.keep_logs();
         bail!("unexpected complaints in the logs:\n{}", complaints.join("\n"));
     }
     Ok(())
@@ -100,6 +105,10 @@ impl Play<'_> {
             Action::Receives { who, xml, any_order, without } => {
                 self.receives(who, xml, *any_order, without).await
             }
+            Action::Awaits { who, xml } => self.awaits(who, xml).await,
+            Action::Resumes { who, whose, options, xml } => {
+                self.resumes(who, whose, options, xml).await
+            }
             Action::Nothing { who } => {
                 let came = self.client(who)?.until_marker().await?;
                 if let Some(first) = came.first() {
@@ -145,6 +154,8 @@ impl Play<'_> {
                 Some(("pass", word)) => login.password = word.into(),
                 Some(("domain", domain)) => login.domain = domain.into(),
                 Some(("resource", name)) => login.resource = Some(name.into()),
+                Some(("user", name)) => login.user = name.into(),
+                None if option == "unnamed" => login.resource = None,
                 None if option == "direct" => {
                     login.direct = true;
                     login.address = self.server.c2s_tls[gateway % self.server.c2s_tls.len()];
@@ -155,6 +166,48 @@ impl Play<'_> {
             }
         }
         Ok(login)
+    }
+
+    async fn awaits(&mut self, who: &str, xml: &str) -> Result<()> {
+        let expected = parse(&substitute(xml, &self.captures))?;
+        let mut passed = Vec::new();
+        loop {
+            let got = self.client(who)?.stanza().await.with_context(|| {
+                format!("while {who} waits for {xml}; came: {}", passed.join(" "))
+            })?;
+            let tree = parse(&String::from_utf8_lossy(&got.bytes))?;
+            let mut trial = self.captures.clone();
+            if differs(&expected, &tree, &mut trial).is_none() {
+                self.captures = trial;
+                return Ok(());
+            }
+            passed.push(text(&got));
+        }
+    }
+
+    async fn resumes(
+        &mut self,
+        who: &str,
+        whose: &str,
+        options: &[String],
+        xml: &str,
+    ) -> Result<()> {
+        let login = self.login_of(who, options)?;
+        let id = self.captures.get(&format!("sm:{whose}")).map_or(whose, String::as_str);
+        let mut wire = authenticate(&login).await?;
+        wire.send(format!("<resume xmlns='urn:xmpp:sm:3' previd='{id}' h='0'/>")).await?;
+        let got = wire.element().await?;
+        let expected = parse(&substitute(xml, &self.captures))?;
+        let tree = parse(&String::from_utf8_lossy(&got.bytes))?;
+        let mut captures = self.captures.clone();
+        if let Some(reason) = differs(&expected, &tree, &mut captures) {
+            bail!("{reason}\n  in {}", text(&got));
+        }
+        self.captures = captures;
+        let client = Client::bind(wire, &login).await?;
+        self.captures.insert(who.to_owned(), client.jid.clone());
+        self.clients.insert(who.to_owned(), client);
+        Ok(())
     }
 
     async fn connect(&mut self, who: &str, options: &[String]) -> Result<()> {
@@ -258,10 +311,21 @@ impl Play<'_> {
 
     fn admin(&mut self, action: &Action) -> Result<()> {
         let Action::Admin { arguments, input, fails, prints } = action else { return Ok(()) };
-        let arguments: Vec<String> =
-            arguments.iter().map(|a| substitute(a, &self.captures)).collect();
+        let input = substitute(input, &self.captures);
+        let mut words = Vec::new();
+        for argument in arguments {
+            // The block is a file where one is expected.
+            if argument == "-" {
+                let file = self.server.home().join("block");
+                std::fs::write(&file, &input)?;
+                words.push(file.display().to_string());
+            } else {
+                words.push(substitute(argument, &self.captures));
+            }
+        }
+        let arguments = words;
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let output = self.server.admin(&arguments, &substitute(input, &self.captures))?;
+        let output = self.server.admin(&arguments, &input)?;
         let said = format!(
             "{}{}",
             String::from_utf8_lossy(&output.stdout),

@@ -25,7 +25,7 @@ pub struct Scenario {
     pub config: String,
     /// Log complaints that are expected.
     pub complaints: Vec<String>,
-    /// Can it be aimed at a foreign server (no commands of ours)?
+    /// What happens.
     pub steps: Vec<Step>,
 }
 
@@ -49,6 +49,10 @@ pub enum Action {
     Sends { who: String, xml: String },
     /// Receives exactly these next; in any order with `any_order`.
     Receives { who: String, xml: Vec<String>, any_order: bool, without: Vec<String> },
+    /// Receives this sooner or later; what comes before it is not looked at.
+    Awaits { who: String, xml: String },
+    /// Authenticates, asks to resume the session of `whose` (or an id), reads this answer, binds.
+    Resumes { who: String, whose: String, options: Vec<String>, xml: String },
     /// Receives nothing up to a marker sent now.
     Nothing { who: String },
     /// Throws away what has come up to a marker sent now.
@@ -161,6 +165,19 @@ fn take(scenario: &mut Scenario, line: &str, block: &str, number: usize) -> Resu
         },
         (who, Some("sends")) => Action::Sends { who: who.into(), xml: block.into() },
         (who, Some("receives")) => receives(who, &rest(), block)?,
+        (who, Some("awaits")) => {
+            let mut all = split_elements(block)?;
+            if all.len() != 1 {
+                bail!("awaits one element, not {}", all.len());
+            }
+            Action::Awaits { who: who.into(), xml: all.remove(0) }
+        }
+        (who, Some("resumes")) => Action::Resumes {
+            who: who.into(),
+            whose: words.get(2).context("whose session?")?.clone(),
+            options: words[3..].to_vec(),
+            xml: block.into(),
+        },
         (who, Some("skips")) => Action::Skips { who: who.into() },
         (who, Some("closed")) => {
             Action::Closed { who: who.into(), condition: words.get(2).cloned() }

@@ -257,6 +257,11 @@ impl Server {
         Ok(())
     }
 
+    /// Failpoints of every process that starts from now on; the running ones keep theirs.
+    pub fn set_failpoints(&mut self, failpoints: Vec<(String, String)>) {
+        self.setup.failpoints = failpoints;
+    }
+
     /// Starts a process that was killed or has ended, and waits until it is ready.
     pub fn start_again(&mut self, role: &str) -> Result<()> {
         let index = self.index_of(role)?;
@@ -423,6 +428,17 @@ impl Server {
         found
     }
 
+    /// Copies the logs to where they outlive the deployment: they explain a failure.
+    pub fn keep_logs(&self) -> PathBuf {
+        let own = self.home.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kept = std::env::temp_dir().join(format!("{own}-failed"));
+        let _ = std::fs::create_dir_all(&kept);
+        for process in &self.processes {
+            let _ = std::fs::copy(&process.log, kept.join(format!("{}.log", process.name)));
+        }
+        kept
+    }
+
     /// Exports the log; gives the file and the public key's text.
     pub fn export(&self, decrypt: bool) -> Result<(PathBuf, String)> {
         let file = self.home.path().join("export.jsonl");
@@ -445,15 +461,7 @@ impl Drop for Server {
             }
         }
         if std::thread::panicking() {
-            // The logs explain the failure; keep them where the message says.
-            let kept = std::env::temp_dir().join(format!(
-                "chancery-failed-{}",
-                self.home.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
-            ));
-            let _ = std::fs::create_dir_all(&kept);
-            for process in &self.processes {
-                let _ = std::fs::copy(&process.log, kept.join(format!("{}.log", process.name)));
-            }
+            self.keep_logs();
         }
     }
 }

@@ -30,8 +30,11 @@ async fn change(admin: &Admin, act: GroupAct, group: &str, named: &[String]) -> 
     for member in named {
         members.push(admin.jid(member).await?);
     }
-    let chunks: Vec<&[String]> =
-        if members.is_empty() { vec![&[]] } else { members.chunks(MEMBERS).collect() };
+    let chunks: Vec<&[String]> = if members.is_empty() {
+        vec![&[]]
+    } else {
+        members.chunks(MEMBERS).collect()
+    };
     let mut late = Vec::new();
     for chunk in chunks {
         let request = ChangeGroupRequest {
@@ -41,7 +44,11 @@ async fn change(admin: &Admin, act: GroupAct, group: &str, named: &[String]) -> 
             members: chunk.to_vec(),
             actor: actor(),
         };
-        let answer = admin.directory.change_group(&cx(), request).await.map_err(about(group))?;
+        let answer = admin
+            .directory
+            .change_group(&cx(), request)
+            .await
+            .map_err(about(group))?;
         late.extend(answer.unconfirmed);
     }
     match act {
@@ -57,10 +64,21 @@ async fn change(admin: &Admin, act: GroupAct, group: &str, named: &[String]) -> 
 
 async fn list(admin: &Admin) -> Outcome {
     for domain in admin.selected().await? {
-        let request = ListGroupsRequest { domain: domain.clone() };
-        let answer = admin.directory.list_groups(&cx(), request).await.map_err(about(&domain))?;
+        let request = ListGroupsRequest {
+            domain: domain.clone(),
+        };
+        let answer = admin
+            .directory
+            .list_groups(&cx(), request)
+            .await
+            .map_err(about(&domain))?;
         for group in answer.groups.iter().filter(|group| !group.deleted) {
-            say!("{} ({}): {}", group.group, group.domain, group.members.join(", "));
+            say!(
+                "{} ({}): {}",
+                group.group,
+                group.domain,
+                group.members.join(", ")
+            );
         }
     }
     Ok(OK)

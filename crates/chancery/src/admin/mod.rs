@@ -20,6 +20,7 @@ use chancery_api::directory::{Directory, DomainsRequest, RemoteDirectory};
 use chancery_api::policy::{Policy, RemotePolicy};
 use chancery_api::roster::{RemoteRoster, Roster};
 use chancery_api::{ApiError, Calls, Code, Cx, channel};
+use chancery_runtime::{Ids, telemetry};
 
 use crate::cli::{Command, Place};
 use crate::config::{Overrides, Settings};
@@ -84,13 +85,18 @@ impl Admin {
                 settings.domains.clone_from(&process.domains);
             }
         } else if !settings.data.is_dir() {
-            note!("no data directory at {} yet, making one", settings.data.display());
+            note!(
+                "no data directory at {} yet, making one",
+                settings.data.display()
+            );
         }
+        // Only what goes wrong: the screen belongs to the command.
+        telemetry::init(telemetry::Format::Text, "warn")?;
         process::make_data_directory(&settings.data)?;
         let lock = chancery_store::DataLock::acquire(&settings.data)?;
         let opened = Opened::for_admin(&settings, &base, lock).await?;
         Process::of(&settings).keep(&settings.data)?;
-        let services = opened.services();
+        let services = opened.services()?;
         Ok(Self {
             archive: services.archive,
             directory: services.directory,
@@ -112,7 +118,9 @@ impl Admin {
         if !path.exists() {
             return Ok(None);
         }
-        let Ok(channel) = channel::connect_socket(&path).await else { return Ok(None) };
+        let Ok(channel) = channel::connect_socket(&path).await else {
+            return Ok(None);
+        };
         let calls = Calls::new(base.failpoints.clone(), &base.metrics);
         let tasks = base.shutdown.tasks(chancery_runtime::Stage::Accept).clone();
         let part = || (channel.clone(), calls.clone(), tasks.clone());
@@ -128,9 +136,36 @@ impl Admin {
         }))
     }
 
+    /// On the services of the process itself.
+    pub fn within(opened: &Opened, base: &Base) -> Result<Self, Failure> {
+        let services = opened.services()?;
+        Ok(Self {
+            archive: services.archive,
+            directory: services.directory,
+            roster: services.roster,
+            policy: services.policy,
+            domain: None,
+            opened: None,
+            base: base.clone(),
+        })
+    }
+
+    /// Where new passwords come from.
+    pub fn ids(&self) -> &Ids {
+        &self.base.ids
+    }
+
     /// Ends what was opened here; commits what is under way.
     pub async fn close(self) -> Result<(), Failure> {
-        let Self { archive, directory, roster, policy, opened, base, .. } = self;
+        let Self {
+            archive,
+            directory,
+            roster,
+            policy,
+            opened,
+            base,
+            ..
+        } = self;
         drop((archive, directory, roster, policy));
         match opened {
             Some(opened) => opened.close(&base).await,
@@ -140,7 +175,11 @@ impl Admin {
 
     /// The domains that are hosted, the default one first.
     pub async fn domains(&self) -> Result<Vec<String>, Failure> {
-        Ok(self.directory.domains(&cx(), DomainsRequest {}).await?.domains)
+        Ok(self
+            .directory
+            .domains(&cx(), DomainsRequest {})
+            .await?
+            .domains)
     }
 
     /// The domain that the command is about: the named one, else the default one.
@@ -193,7 +232,10 @@ pub fn cx() -> Cx {
 /// Who is at the terminal, for the record.
 pub fn actor() -> String {
     let uid = nix::unistd::getuid();
-    let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    let name = nix::unistd::User::from_uid(uid)
+        .ok()
+        .flatten()
+        .map(|user| user.name);
     format!("cli:{}", name.unwrap_or_else(|| uid.to_string()))
 }
 
@@ -207,7 +249,10 @@ pub fn new_password(jid: &str) -> Result<String, Failure> {
         first
     } else {
         let mut line = String::new();
-        std::io::stdin().lock().take(PASSWORD_BYTES).read_line(&mut line)?;
+        std::io::stdin()
+            .lock()
+            .take(PASSWORD_BYTES)
+            .read_line(&mut line)?;
         line.trim_end_matches(['\n', '\r']).to_owned()
     };
     if password.is_empty() {
@@ -232,7 +277,10 @@ pub fn about(subject: &str) -> impl FnOnce(ApiError) -> Failure + '_ {
     move |error| {
         let text = match error.code {
             Code::Unavailable | Code::Deadline => {
-                format!("{subject}: the service cannot be reached: {}", error.message)
+                format!(
+                    "{subject}: the service cannot be reached: {}",
+                    error.message
+                )
             }
             _ => format!("{subject}: {}", error.message),
         };

@@ -35,7 +35,10 @@ pub async fn run(admin: &Admin, command: Policy) -> Outcome {
 fn read(file: &Path) -> Result<String, Failure> {
     let whole = |error: std::io::Error| Failure::new(format!("{}: {error}", file.display()));
     if std::fs::metadata(file).map_err(whole)?.len() > FILE_BYTES {
-        return Err(Failure::new(format!("{}: longer than {FILE_BYTES} bytes", file.display())));
+        return Err(Failure::new(format!(
+            "{}: longer than {FILE_BYTES} bytes",
+            file.display()
+        )));
     }
     std::fs::read_to_string(file).map_err(whole)
 }
@@ -48,8 +51,16 @@ pub async fn submit(
     check_only: bool,
 ) -> Result<ApplyResponse, Failure> {
     let name = file.display().to_string();
-    let request = ApplyRequest { toml, check_only, actor: actor() };
-    let answer = admin.policy.apply(&cx(), request).await.map_err(about(&name))?;
+    let request = ApplyRequest {
+        toml,
+        check_only,
+        actor: actor(),
+    };
+    let answer = admin
+        .policy
+        .apply(&cx(), request)
+        .await
+        .map_err(about(&name))?;
     if answer.problems.is_empty() {
         return Ok(answer);
     }
@@ -61,12 +72,20 @@ pub async fn submit(
 }
 
 async fn show(admin: &Admin, version: u64) -> Outcome {
-    let answer = admin.policy.show(&cx(), ShowRequest { version }).await.map_err(about("policy"))?;
+    let answer = admin
+        .policy
+        .show(&cx(), ShowRequest { version })
+        .await
+        .map_err(about("policy"))?;
     say!(
         "# version {}, applied {} by {}",
         answer.version,
         crate::time::utc(answer.applied_at_ms),
-        if answer.actor.is_empty() { "nobody" } else { &answer.actor }
+        if answer.actor.is_empty() {
+            "nobody"
+        } else {
+            &answer.actor
+        }
     );
     say!("{}", answer.toml.trim_end());
     Ok(OK)
@@ -75,8 +94,15 @@ async fn show(admin: &Admin, version: u64) -> Outcome {
 async fn explain(admin: &Admin, from: &str, to: &str) -> Outcome {
     let from = admin.jid(from).await?;
     let to = admin.jid(to).await?;
-    let request = ExplainRequest { from: from.clone(), to: to.clone() };
-    let answer = admin.policy.explain(&cx(), request).await.map_err(about("policy"))?;
+    let request = ExplainRequest {
+        from: from.clone(),
+        to: to.clone(),
+    };
+    let answer = admin
+        .policy
+        .explain(&cx(), request)
+        .await
+        .map_err(about("policy"))?;
     for explanation in &answer.kinds {
         let kind = match explanation.kind() {
             Kind::Message => "message",
@@ -91,7 +117,11 @@ async fn explain(admin: &Admin, from: &str, to: &str) -> Outcome {
             (_, Denial::RemoteServerNotFound) => "denied, no such domain",
             _ => "denied, as if absent",
         };
-        let rule = if verdict.rule_id.is_empty() { "-" } else { &verdict.rule_id };
+        let rule = if verdict.rule_id.is_empty() {
+            "-"
+        } else {
+            &verdict.rule_id
+        };
         say!(
             "{kind} {from} -> {to}: {decision} (rule {rule}, version {}): {}",
             verdict.policy_version,

@@ -8,7 +8,13 @@ use crate::error::{OK, Outcome};
 use crate::out::say;
 
 pub async fn run(admin: &Admin, command: cli::Roster) -> Outcome {
-    let cli::Roster::Put { owner, contact, subscription, name, groups } = command;
+    let cli::Roster::Put {
+        owner,
+        contact,
+        subscription,
+        name,
+        groups,
+    } = command;
     let owner = admin.jid(&owner).await?;
     let contact = admin.jid(&contact).await?;
     let subscription = match subscription {
@@ -19,7 +25,13 @@ pub async fn run(admin: &Admin, command: cli::Roster) -> Outcome {
         cli::Subscription::Remove => Subscription::Remove,
     };
     put(admin, &owner, &contact, subscription, name, groups).await?;
-    say!("{owner}: {contact} {}", subscription.as_str_name().trim_start_matches("SUBSCRIPTION_").to_lowercase());
+    say!(
+        "{owner}: {contact} {}",
+        subscription
+            .as_str_name()
+            .trim_start_matches("SUBSCRIPTION_")
+            .to_lowercase()
+    );
     Ok(OK)
 }
 
@@ -40,7 +52,15 @@ pub async fn put(
         approved: false,
         groups,
     };
-    let request = PutRequest { owner: owner.to_owned(), item: Some(item), actor: actor() };
-    admin.roster.put(&cx(), request).await.map_err(about(owner))?;
+    let request = PutRequest {
+        owner: owner.to_owned(),
+        item: Some(item),
+        actor: actor(),
+    };
+    admin
+        .roster
+        .put(&cx(), request)
+        .await
+        .map_err(about(owner))?;
     Ok(())
 }

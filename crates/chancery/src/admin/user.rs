@@ -30,7 +30,10 @@ pub async fn run(admin: &Admin, command: User) -> Outcome {
 async fn with_password(admin: &Admin, act: AccountAct, jid: &str, done: &str) -> Outcome {
     let jid = admin.jid(jid).await?;
     let password = new_password(&jid)?;
-    let credentials = Some(NewCredentials { password, keys: Vec::new() });
+    let credentials = Some(NewCredentials {
+        password,
+        keys: Vec::new(),
+    });
     submit(admin, act, jid, credentials, done).await
 }
 
@@ -52,7 +55,11 @@ async fn submit(
         credentials,
         actor: actor(),
     };
-    let answer = admin.directory.change_account(&cx(), request).await.map_err(about(&jid))?;
+    let answer = admin
+        .directory
+        .change_account(&cx(), request)
+        .await
+        .map_err(about(&jid))?;
     say!("{done} {jid}");
     unconfirmed(&answer.unconfirmed)
 }
@@ -66,8 +73,15 @@ async fn delete(admin: &Admin, jid: &str) -> Outcome {
         credentials: None,
         actor: actor(),
     };
-    let answer = admin.directory.change_account(&cx(), request).await.map_err(about(&jid))?;
-    let clear = ClearRequest { owner: jid.clone(), actor: actor() };
+    let answer = admin
+        .directory
+        .change_account(&cx(), request)
+        .await
+        .map_err(about(&jid))?;
+    let clear = ClearRequest {
+        owner: jid.clone(),
+        actor: actor(),
+    };
     if let Err(error) = admin.roster.clear(&cx(), clear).await {
         note!("the account is gone, its roster is not: run the command again");
         return Err(about(&jid)(error));
@@ -80,8 +94,16 @@ async fn list(admin: &Admin) -> Outcome {
     for domain in admin.selected().await? {
         let mut after = String::new();
         loop {
-            let request = ListAccountsRequest { domain: domain.clone(), after, limit: PAGE };
-            let page = admin.directory.list_accounts(&cx(), request).await.map_err(about(&domain))?;
+            let request = ListAccountsRequest {
+                domain: domain.clone(),
+                after,
+                limit: PAGE,
+            };
+            let page = admin
+                .directory
+                .list_accounts(&cx(), request)
+                .await
+                .map_err(about(&domain))?;
             for account in &page.accounts {
                 match account.state() {
                     AccountState::Disabled => say!("{} disabled", account.jid),

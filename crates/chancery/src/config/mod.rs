@@ -3,7 +3,9 @@
 //! the sections that no crate owns (`server listen services internal tls log`); every other section
 //! is its crate's `Config`. Starts nothing.
 
+mod files;
 mod nearest;
+mod network;
 mod read;
 mod settings;
 
@@ -12,16 +14,26 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use read::{Place, Problem};
-pub use settings::{InternalFiles, Listen, Settings, TlsFiles};
+pub use read::Problem;
+pub use settings::{Internal, Settings, joined};
 
 use crate::cli;
 use read::{Document, Section};
 
 /// Sections of the file, in the order in which they are shown.
 const SECTIONS: [&str; 12] = [
-    "server", "listen", "services", "internal", "tls", "log", "gateway", "directory", "roster",
-    "policy", "presence", "archive",
+    "server",
+    "listen",
+    "services",
+    "internal",
+    "tls",
+    "log",
+    "gateway",
+    "directory",
+    "roster",
+    "policy",
+    "presence",
+    "archive",
 ];
 
 /// `[server]`
@@ -38,7 +50,7 @@ struct ServerSection {
     roles: Vec<String>,
     /// Directory of the local authority and the certificates that it made; `tls` in the data
     /// directory when absent. Gateways of one deployment share it.
-    authority: Option<PathBuf>,
+    local_authority: Option<PathBuf>,
 }
 
 /// `[listen]`
@@ -55,10 +67,14 @@ struct ListenSection {
     internal: Option<String>,
 }
 
-/// `[internal]`: `{roles}` in a path stands for the process's roles joined by `-`.
+/// `[internal]`: the operator's own files, or a directory of made ones. `{roles}` in a path stands
+/// for the process's roles joined by `+`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct InternalSection {
+    /// An authority and certificates are made here at the first start; all processes of a machine
+    /// share it.
+    directory: Option<PathBuf>,
     /// PEM of the authority that all processes trust.
     authority: Option<PathBuf>,
     /// PEM of this process's certificate.
@@ -89,7 +105,10 @@ struct LogSection {
 
 impl Default for LogSection {
     fn default() -> Self {
-        Self { format: "text".into(), level: "info".into() }
+        Self {
+            format: "text".into(),
+            level: "info".into(),
+        }
     }
 }
 
@@ -127,7 +146,10 @@ pub struct Overrides {
 impl Overrides {
     /// Only the place, for commands that do not serve.
     pub fn place(place: &cli::Place) -> Self {
-        Self { place: place.clone(), serve: cli::Serve::default() }
+        Self {
+            place: place.clone(),
+            serve: cli::Serve::default(),
+        }
     }
 }
 
@@ -156,12 +178,42 @@ impl Settings {
             tls: document.section("tls"),
             log: document.section("log"),
             configs: ServiceConfigs {
-                gateway: service(&mut document, "gateway", chancery_gateway::Config::problems, &mut problems),
-                directory: service(&mut document, "directory", chancery_directory::Config::problems, &mut problems),
-                roster: service(&mut document, "roster", chancery_roster::Config::problems, &mut problems),
-                policy: service(&mut document, "policy", chancery_policy::Config::problems, &mut problems),
-                presence: service(&mut document, "presence", chancery_presence::Config::problems, &mut problems),
-                archive: service(&mut document, "archive", chancery_archive::Config::problems, &mut problems),
+                gateway: service(
+                    &mut document,
+                    "gateway",
+                    chancery_gateway::Config::problems,
+                    &mut problems,
+                ),
+                directory: service(
+                    &mut document,
+                    "directory",
+                    chancery_directory::Config::problems,
+                    &mut problems,
+                ),
+                roster: service(
+                    &mut document,
+                    "roster",
+                    chancery_roster::Config::problems,
+                    &mut problems,
+                ),
+                policy: service(
+                    &mut document,
+                    "policy",
+                    chancery_policy::Config::problems,
+                    &mut problems,
+                ),
+                presence: service(
+                    &mut document,
+                    "presence",
+                    chancery_presence::Config::problems,
+                    &mut problems,
+                ),
+                archive: service(
+                    &mut document,
+                    "archive",
+                    chancery_archive::Config::problems,
+                    &mut problems,
+                ),
             },
             base: path.parent().map(Path::to_owned).unwrap_or_default(),
         };
@@ -176,6 +228,18 @@ impl Settings {
     }
 }
 
+/// What the gateway's `Config` holds too, and where the file says it.
+const SAID_ELSEWHERE: [(&str, &str); 3] = [
+    ("c2s", "[listen] c2s"),
+    ("c2s_tls", "[listen] c2s_tls"),
+    ("certificates", "[tls.\"DOMAIN\"]"),
+];
+
+/// Is `field` of a service's `Config` said in another section?
+pub fn is_said_elsewhere(field: &str) -> bool {
+    SAID_ELSEWHERE.iter().any(|(known, _)| *known == field)
+}
+
 /// Takes a service's section and asks its crate what is wrong with it.
 fn service<C>(
     document: &mut Document<'_>,
@@ -187,8 +251,21 @@ where
     C: serde::de::DeserializeOwned + Default,
 {
     let section = document.section::<C>(name);
+    for (field, place) in SAID_ELSEWHERE
+        .into_iter()
+        .filter(|(field, _)| section.has(field))
+    {
+        let text = format!("[{name}] {field}: say it in {place}");
+        problems.push(Problem {
+            place: section.place(field),
+            text,
+        });
+    }
     for (field, text) in check(&section.value) {
-        problems.push(Problem { place: section.place(field), text: format!("[{name}] {field}: {text}") });
+        problems.push(Problem {
+            place: section.place(field),
+            text: format!("[{name}] {field}: {text}"),
+        });
     }
     section.value
 }

@@ -6,9 +6,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known
         .into_iter()
         .map(|candidate| (distance(name, candidate), candidate))
-        .filter(|(distance, candidate)| {
-            *distance <= limit && *distance < candidate.chars().count()
-        })
+        .filter(|(distance, candidate)| *distance <= limit && *distance < candidate.chars().count())
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -22,7 +20,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut left = i + 1;
         for (j, y) in b.iter().enumerate() {
             let above = row.get(j + 1).copied().unwrap_or(usize::MAX - 1);
-            let here = (diagonal + usize::from(x != *y)).min(left + 1).min(above + 1);
+            let here = (diagonal + usize::from(x != *y))
+                .min(left + 1)
+                .min(above + 1);
             diagonal = above;
             if let Some(cell) = row.get_mut(j) {
                 *cell = left;
@@ -42,9 +42,13 @@ mod tests {
 
     #[test]
     fn edits_are_counted() {
-        for (a, b, edits) in
-            [("", "", 0), ("abc", "abc", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
-        {
+        for (a, b, edits) in [
+            ("", "", 0),
+            ("abc", "abc", 0),
+            ("abc", "", 3),
+            ("kitten", "sitting", 3),
+            ("ab", "ba", 2),
+        ] {
             assert_eq!(distance(a, b), edits, "{a} {b}");
         }
     }

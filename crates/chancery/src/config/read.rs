@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::nearest::nearest;
@@ -69,17 +68,35 @@ pub struct Section<T> {
 }
 
 impl<T> Section<T> {
+    /// Was `key` said?
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|(k, _)| k == key)
+    }
+
     /// Where `key` (dotted for nested ones) was said, else the section, else nowhere.
     pub fn place(&self, key: &str) -> Place {
-        let line = self.keys.iter().find(|(k, _)| k == key).map_or(self.line, |(_, line)| *line);
-        if line == 0 { Place::Nowhere } else { Place::File(self.path.clone(), line) }
+        let line = self
+            .keys
+            .iter()
+            .find(|(k, _)| k == key)
+            .map_or(self.line, |(_, line)| *line);
+        if line == 0 {
+            Place::Nowhere
+        } else {
+            Place::File(self.path.clone(), line)
+        }
     }
 }
 
 /// The text of a configuration file.
 pub fn load(path: &Path) -> Result<String, Problem> {
-    let whole = |text: String| Problem { place: Place::File(path.to_owned(), 0), text };
-    let bytes = std::fs::metadata(path).map_err(|e| whole(format!("cannot be read: {e}")))?.len();
+    let whole = |text: String| Problem {
+        place: Place::File(path.to_owned(), 0),
+        text,
+    };
+    let bytes = std::fs::metadata(path)
+        .map_err(|e| whole(format!("cannot be read: {e}")))?
+        .len();
     if bytes > FILE_BYTES {
         return Err(whole(format!("is longer than {FILE_BYTES} bytes")));
     }
@@ -90,8 +107,12 @@ impl<'i> Document<'i> {
     /// Reads what can be read of `text`; what cannot is a problem each.
     pub fn parse(path: &Path, text: &'i str) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut document =
-            Self { path: path.to_owned(), text, table: table.into_inner(), problems: Vec::new() };
+        let mut document = Self {
+            path: path.to_owned(),
+            text,
+            table: table.into_inner(),
+            problems: Vec::new(),
+        };
         for error in errors {
             document.problem(error.span(), error.message().replace('\n', "; "));
         }
@@ -105,20 +126,35 @@ impl<'i> Document<'i> {
     fn problem(&mut self, span: Option<Range<usize>>, text: String) {
         if self.problems.len() < PROBLEMS {
             let line = span.map_or(0, |span| self.line(span.start));
-            self.problems.push(Problem { place: Place::File(self.path.clone(), line), text });
+            self.problems.push(Problem {
+                place: Place::File(self.path.clone(), line),
+                text,
+            });
         }
     }
 
     /// Takes the section `name`; the default where it is absent or beyond repair.
     pub fn section<T: DeserializeOwned + Default>(&mut self, name: &str) -> Section<T> {
-        let absent = Section { value: T::default(), path: self.path.clone(), line: 0, keys: vec![] };
-        let Some((key, mut value)) = self.table.remove_entry(name) else { return absent };
+        let absent = Section {
+            value: T::default(),
+            path: self.path.clone(),
+            line: 0,
+            keys: vec![],
+        };
+        let Some((key, mut value)) = self.table.remove_entry(name) else {
+            return absent;
+        };
         let line = self.line(key.span().start);
         let mut keys = Vec::new();
         if let DeValue::Table(table) = value.get_ref() {
             self.note_keys(table, "", &mut keys);
         }
-        let section = |value| Section { value, path: self.path.clone(), line, keys };
+        let section = |value| Section {
+            value,
+            path: self.path.clone(),
+            line,
+            keys,
+        };
         // Each turn takes one mistake out of the way of the next.
         let mut found = Vec::new();
         let read = loop {
@@ -156,8 +192,11 @@ impl<'i> Document<'i> {
 
     /// Everything wrong so far, sections that nobody took included, in the file's order.
     pub fn finish(mut self, known: &[&str]) -> Vec<Problem> {
-        let left: Vec<_> =
-            self.table.iter().map(|(key, _)| (key.span(), key.get_ref().to_string())).collect();
+        let left: Vec<_> = self
+            .table
+            .iter()
+            .map(|(key, _)| (key.span(), key.get_ref().to_string()))
+            .collect();
         for (span, name) in left {
             let text = unknown("section", &name, known);
             self.problem(Some(span), text);
@@ -211,4 +250,3 @@ fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 pub fn unknown_value(what: &str, name: &str, known: &[&str]) -> String {
     unknown(what, name, known)
 }
-

@@ -17,7 +17,9 @@ fn problems_with(text: &str, overrides: &Overrides) -> Vec<String> {
 
 fn has(found: &[String], place: &str, text: &str) {
     assert!(
-        found.iter().any(|p| p.starts_with(place) && p.contains(text)),
+        found
+            .iter()
+            .any(|p| p.starts_with(place) && p.contains(text)),
         "no {place} .. {text} in\n{}",
         found.join("\n")
     );
@@ -27,7 +29,8 @@ fn has(found: &[String], place: &str, text: &str) {
 fn no_file_at_all_serves_localhost() {
     let settings = Settings::load(&Overrides::default()).unwrap();
     assert_eq!(settings.domains, ["localhost"]);
-    assert!(settings.all_in_one() && settings.remote.is_empty() && settings.internal.is_none());
+    assert!(Role::SERVICES.iter().all(|role| settings.runs(*role)));
+    assert!(settings.remote.is_empty() && settings.internal.is_none());
     assert_eq!(settings.listen.c2s.unwrap().port(), 5222);
     assert_eq!(settings.listen.c2s_tls.unwrap().port(), 5223);
     assert_eq!(settings.listen.ops.unwrap().to_string(), "127.0.0.1:5280");
@@ -67,9 +70,17 @@ level = \"a=b=c\"
 ";
     let found = problems(text);
     has(&found, "x.toml:2:", "domain `127.0.0.1`");
-    has(&found, "x.toml:3:", "unknown key in [server] `nam`, did you mean `name`?");
+    has(
+        &found,
+        "x.toml:3:",
+        "unknown key in [server] `nam`, did you mean `name`?",
+    );
     has(&found, "x.toml:4:", "did you mean `data`?");
-    has(&found, "x.toml:6:", "unknown section `listn`, did you mean `listen`?");
+    has(
+        &found,
+        "x.toml:6:",
+        "unknown section `listn`, did you mean `listen`?",
+    );
     has(&found, "x.toml:10:", "`5222` is no address");
     has(&found, "x.toml:11:", "did you mean `c2s_tls`?");
     has(&found, "x.toml:12:", "[listen]: invalid type");
@@ -93,7 +104,14 @@ fn broken_toml_is_named_beside_the_rest() {
 
 #[test]
 fn services_own_sections_are_checked_for_unknown_keys() {
-    for name in ["gateway", "directory", "roster", "policy", "presence", "archive"] {
+    for name in [
+        "gateway",
+        "directory",
+        "roster",
+        "policy",
+        "presence",
+        "archive",
+    ] {
         let found = problems(&format!("[{name}]\nno_such_key_at_all = 1\nnor_this = 2\n"));
         has(&found, "x.toml:2:", "no_such_key_at_all");
         has(&found, "x.toml:3:", "nor_this");
@@ -106,7 +124,11 @@ fn a_part_needs_addresses_and_certificates() {
     overrides.serve.roles = vec!["gateway".into()];
     let found = problems_with("", &overrides);
     for role in ["archive", "directory", "roster", "policy", "presence"] {
-        has(&found, "configuration", &format!("[services] {role} is missing"));
+        has(
+            &found,
+            "configuration",
+            &format!("[services] {role} is missing"),
+        );
     }
     has(&found, "configuration", "[internal] certificate is missing");
 
@@ -123,13 +145,26 @@ certificate = \"i/{roles}.pem\"
 key = \"i/{roles}.key\"
 ";
     assert_eq!(problems_with(text, &overrides), Vec::<String>::new());
+    let both = format!("{text}directory = \"i\"\n");
+    has(
+        &problems_with(&both, &overrides),
+        "x.toml:8:",
+        "made in directory already",
+    );
     overrides.serve.roles = vec!["presence".into(), "roster".into()];
-    has(&problems_with(text, &overrides), "configuration", "names no one IP:PORT");
+    has(
+        &problems_with(text, &overrides),
+        "configuration",
+        "names no one IP:PORT",
+    );
     overrides.serve.roles = vec!["directory".into()];
     let settings = Settings::parse(Path::new("/etc/x.toml"), text, &overrides).unwrap();
     assert_eq!(settings.listen.internal.unwrap().port(), 7002);
     assert_eq!(settings.listen.c2s, None);
-    assert_eq!(settings.internal.unwrap().certificate, Path::new("/etc/i/directory.pem"));
+    let Some(Internal::Files { certificate, .. }) = settings.internal else {
+        panic!("no files")
+    };
+    assert_eq!(certificate, Path::new("/etc/i/directory.pem"));
     assert_eq!(
         settings.remote.keys().copied().collect::<Vec<_>>(),
         [Role::Roster, Role::Policy, Role::Archive]
@@ -151,7 +186,11 @@ fn flags_go_above_the_file() {
     let settings = Settings::parse(Path::new("/etc/x.toml"), text, &overrides).unwrap();
     assert_eq!(settings.data, Path::new("/etc/e"));
     overrides.serve.ops = Some("nonsense".into());
-    has(&problems_with(text, &overrides), "--ops:", "`nonsense` is no address");
+    has(
+        &problems_with(text, &overrides),
+        "--ops:",
+        "`nonsense` is no address",
+    );
 }
 
 #[test]
@@ -160,4 +199,36 @@ fn nothing_serves_nobody() {
     has(&found, "x.toml:2:", "serves nobody");
     let found = problems("[listen]\nc2s = \"127.0.0.1:1\"\nops = \"127.0.0.1:1\"\n");
     has(&found, "x.toml:3:", "are both 127.0.0.1:1");
+}
+
+#[test]
+fn files_are_looked_at_before_anything_starts() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key.pem");
+    std::fs::write(&key, "k").unwrap();
+    let text = "[server]\ndomains = [\"a.example\"]\n[tls.\"a.example\"]\n\
+                certificate = \"none.pem\"\nkey = \"key.pem\"\n";
+    let file = dir.path().join("x.toml");
+    let check = |mode| {
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        let settings = Settings::parse(&file, text, &Overrides::default()).unwrap();
+        settings
+            .missing_files()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let found = check(0o644);
+    has(
+        &found,
+        &dir.path().join("none.pem").display().to_string(),
+        "[tls] certificate",
+    );
+    has(
+        &found,
+        &key.display().to_string(),
+        "open to everybody (mode 644)",
+    );
+    assert_eq!(check(0o640).len(), 1);
 }

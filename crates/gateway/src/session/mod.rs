@@ -381,3 +381,8 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
         ..AttachSession::default()
     }
 }
+
+#[cfg(test)]
+mod fakes;
+#[cfg(test)]
+mod session_tests;

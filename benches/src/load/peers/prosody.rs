@@ -1,0 +1,74 @@
+//! How Prosody is configured: internal storage, SCRAM keys, no limits.
+
+use std::process::Command;
+
+use anyhow::Result;
+use chancery_testkit::server::PASSWORD;
+
+use super::{DOMAIN, Place};
+
+/// Where the package puts it.
+pub const PROGRAM: &str = "/usr/bin/prosody";
+
+/// Writes configuration and accounts; gives the command that starts it.
+pub fn command(place: &Place) -> Result<Command> {
+    accounts(place)?;
+    let config = place.home.join("prosody.cfg.lua");
+    std::fs::write(&config, configuration(place))?;
+    let mut command = Command::new(PROGRAM);
+    command.arg("-F").arg("--config").arg(&config);
+    Ok(command)
+}
+
+/// One file an account. Passwords in clear become SCRAM keys at the first login, which is before
+/// anything is measured.
+fn accounts(place: &Place) -> Result<()> {
+    // Prosody's file names: everything but letters, digits and the like as %xx.
+    let directory = place
+        .home
+        .join("data")
+        .join(DOMAIN.replace('.', "%2e"))
+        .join("accounts");
+    std::fs::create_dir_all(&directory)?;
+    for n in 0..place.users {
+        let account = format!("return {{ [\"password\"] = \"{PASSWORD}\"; }};\n");
+        std::fs::write(directory.join(format!("user{n}.dat")), account)?;
+    }
+    Ok(())
+}
+
+fn configuration(place: &Place) -> String {
+    let (home, port) = (place.home.display(), place.address.port());
+    let archive = if place.archive { "\"mam\";" } else { "" };
+    format!(
+        r#"-- One process on loopback, made for one measurement.
+run_as_root = true
+data_path = "{home}/data"
+pidfile = "{home}/prosody.pid"
+log = {{ warn = "{home}/server.log" }}
+interfaces = {{ "127.0.0.1" }}
+c2s_ports = {{ {port} }}
+c2s_direct_tls_ports = {{ }}
+s2s_ports = {{ }}
+s2s_direct_tls_ports = {{ }}
+http_ports = {{ }}
+https_ports = {{ }}
+modules_enabled = {{
+    "roster"; "saslauth"; "tls"; "disco"; "ping"; "posix"; "carbons"; "smacks"; {archive}
+}}
+modules_disabled = {{ "s2s"; "limits" }}
+authentication = "internal_hashed"
+storage = "internal"
+default_archive_policy = true
+c2s_require_encryption = true
+ssl = {{
+    certificate = "{certificate}";
+    key = "{key}";
+    protocol = "tlsv1_3";
+}}
+VirtualHost "{DOMAIN}"
+"#,
+        certificate = place.certificate.display(),
+        key = place.key.display(),
+    )
+}

@@ -1,0 +1,6 @@
+//! The sequencer, step by step and by seed.
+
+mod append_tests;
+mod attach_tests;
+mod random_tests;
+mod rig;

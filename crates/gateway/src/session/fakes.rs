@@ -1,0 +1,488 @@
+//! The services that a session talks to, as small as a test of the session needs them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chancery_api::archive::{self, *};
+use chancery_api::directory::{self, *};
+use chancery_api::policy::{
+    self, ApplyRequest, ApplyResponse, DecideAnswer, DecideItem, ExplainRequest, ExplainResponse,
+    Policy, ShowRequest, ShowResponse,
+};
+use chancery_api::presence::{self, Act, Presence, PublishAnswer, PublishItem};
+use chancery_api::roster::{self, *};
+use chancery_api::{
+    Answers, ApiError, Cx, Decision, Denial, Kind, Lane, LanePeer, LaneService, Link, Verdict,
+};
+use chancery_runtime::Tasks;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+type Reply<T> = Result<T, ApiError>;
+
+fn no<T>() -> Reply<T> {
+    Err(ApiError::internal("not part of this test"))
+}
+
+/// A log that keeps nothing but a list, and hands out what it takes.
+#[derive(Default)]
+pub(crate) struct FakeArchive {
+    pub(crate) state: Mutex<Log>,
+    pub(crate) tasks: Tasks,
+}
+
+#[derive(Default)]
+pub(crate) struct Log {
+    pub(crate) items: Vec<AppendItem>,
+    pub(crate) acknowledged: Vec<u64>,
+    pub(crate) denied: Vec<u64>,
+    pub(crate) attached: Vec<AttachSession>,
+    pub(crate) detached: Vec<u64>,
+    pub(crate) acts: Vec<RecordActRequest>,
+    /// Answers are held back.
+    pub(crate) held: Option<Vec<(AppendAnswer, Answers<AppendAnswer>)>>,
+    sessions: Vec<(u64, String)>,
+    up: Option<mpsc::Sender<AttachUp>>,
+    number: u64,
+}
+
+impl FakeArchive {
+    fn on_down(&self, item: attach_down::Item) {
+        use attach_down::Item;
+        let mut log = self.state.lock();
+        match item {
+            Item::Attach(attach) => {
+                log.sessions.retain(|(number, _)| *number != attach.session);
+                log.sessions.push((attach.session, attach.full_jid.clone()));
+                let head = log.number;
+                log.up(attach_up::Item::Attached(Attached { session: attach.session, head }));
+                log.attached.push(attach);
+            }
+            Item::Update(update) => {
+                log.up(attach_up::Item::Updated(Updated { session: update.session }));
+            }
+            Item::Detach(detach) => {
+                log.sessions.retain(|(number, _)| *number != detach.session);
+                log.detached.push(detach.session);
+                log.up(attach_up::Item::Detached(Detached { session: detach.session }));
+            }
+            Item::Acknowledge(acknowledge) => log.acknowledged.extend(acknowledge.numbers),
+            Item::Deny(deny) => log.denied.push(deny.number),
+            Item::Highest(asked) => {
+                let answer =
+                    HighestCountAnswer { request: asked.request, count: 7, known: true };
+                log.up(attach_up::Item::Highest(answer));
+            }
+            Item::Hello(_) | Item::Credit(_) => {}
+        }
+    }
+
+    /// Loses the stream.
+    pub(crate) fn lose(&self) {
+        self.state.lock().up = None;
+    }
+
+    /// Says something on the stream.
+    pub(crate) fn say(&self, item: attach_up::Item) {
+        self.state.lock().up(item);
+    }
+
+    /// Gives the answers that were held back.
+    pub(crate) fn release(&self) {
+        for (answer, answers) in self.state.lock().held.take().unwrap() {
+            answers.send(answer);
+        }
+    }
+}
+
+impl Log {
+    fn up(&self, item: attach_up::Item) {
+        if let Some(up) = &self.up {
+            up.try_send(AttachUp { item: Some(item) }).unwrap();
+        }
+    }
+
+    fn take(&mut self, item: AppendItem) -> AppendAnswer {
+        let mut answer = AppendAnswer { seq: item.seq, ..AppendAnswer::default() };
+        answer.set_outcome(Outcome::Committed);
+        if !item.ephemeral {
+            self.number += 1;
+            answer.number = self.number;
+        }
+        let verdict = item.verdict.clone().unwrap();
+        if verdict.decision() == Decision::Allow && item.kind() != Kind::Presence {
+            let bare = item.to.split('/').next().unwrap().to_owned();
+            let to: Vec<u64> = self
+                .sessions
+                .iter()
+                .filter(|(_, full)| *full == item.to || (item.to == bare && full.starts_with(&format!("{bare}/"))))
+                .map(|(number, _)| *number)
+                .collect();
+            if to.is_empty() && item.kind() == Kind::Iq {
+                answer.set_outcome(Outcome::Gone);
+            }
+            let targets = to
+                .into_iter()
+                .map(|session| Target {
+                    session,
+                    form: Form::Original.into(),
+                    delayed: false,
+                    entry: !item.ephemeral,
+                })
+                .collect();
+            self.up(attach_up::Item::Deliver(Deliver {
+                number: answer.number,
+                archive_id: format!("id{}", answer.number),
+                from: item.from.clone(),
+                to: item.to.clone(),
+                kind: item.kind,
+                r#type: item.r#type.clone(),
+                payload: item.payload.clone(),
+                policy_version: verdict.policy_version,
+                targets,
+                ..Deliver::default()
+            }));
+        }
+        self.items.push(item);
+        answer
+    }
+}
+
+struct Append(Arc<FakeArchive>);
+
+#[async_trait]
+impl LaneService<AppendItem, AppendAnswer> for Append {
+    async fn submit(
+        &self,
+        _: &LanePeer,
+        batch: Vec<AppendItem>,
+        answers: &Answers<AppendAnswer>,
+    ) -> Reply<()> {
+        for item in batch {
+            let mut log = self.0.state.lock();
+            let answer = log.take(item);
+            match &mut log.held {
+                Some(held) => held.push((answer, answers.clone())),
+                None => answers.send(answer),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The log behind its contract.
+pub(crate) struct ArchiveHandle(pub(crate) Arc<FakeArchive>);
+
+#[async_trait]
+impl Archive for ArchiveHandle {
+    async fn settle(&self, _: &Cx, _: SettleRequest) -> Reply<SettleResponse> {
+        no()
+    }
+    async fn record_act(&self, _: &Cx, act: RecordActRequest) -> Reply<RecordActResponse> {
+        self.0.state.lock().acts.push(act);
+        Ok(RecordActResponse { number: 1 })
+    }
+    async fn drop_mailbox(&self, _: &Cx, _: DropMailboxRequest) -> Reply<DropMailboxResponse> {
+        no()
+    }
+    async fn public_key(&self, _: &Cx, _: PublicKeyRequest) -> Reply<PublicKeyResponse> {
+        no()
+    }
+    async fn status(&self, _: &Cx, _: archive::StatusRequest) -> Reply<archive::StatusResponse> {
+        no()
+    }
+    fn append(&self, peer: LanePeer) -> Lane<AppendItem, AppendAnswer> {
+        Lane::local(Arc::new(Append(Arc::clone(&self.0))), peer)
+    }
+    fn append_service(&self) -> Reply<Arc<dyn LaneService<AppendItem, AppendAnswer>>> {
+        no()
+    }
+    async fn attach(&self, _: &Cx) -> Reply<Link<archive::AttachDown, archive::AttachUp>> {
+        let (near, far): (Link<archive::AttachDown, _>, _) = Link::pair();
+        let (up, mut down) = far.split();
+        self.0.state.lock().up = Some(up);
+        let log = Arc::clone(&self.0);
+        self.0.tasks.spawn("fake log", async move {
+            while let Some(item) = down.recv().await {
+                log.on_down(item.item.unwrap());
+            }
+        });
+        Ok(near)
+    }
+    async fn export(
+        &self,
+        _: &Cx,
+        _: ExportRequest,
+    ) -> Reply<mpsc::Receiver<Reply<ExportChunk>>> {
+        no()
+    }
+}
+
+/// A policy that denies what a list of pairs names, and may be away.
+pub(crate) struct FakePolicy {
+    pub(crate) version: watch::Sender<u64>,
+    /// Accounts that nobody may write to, and how that looks.
+    pub(crate) walled: Mutex<Vec<(String, Denial)>>,
+    pub(crate) away: Mutex<bool>,
+    pub(crate) confirmed: Mutex<u64>,
+    pub(crate) asked: Mutex<Vec<DecideItem>>,
+    pub(crate) tasks: Tasks,
+}
+
+impl FakePolicy {
+    pub(crate) fn new() -> Self {
+        Self {
+            version: watch::channel(1).0,
+            walled: Mutex::default(),
+            away: Mutex::default(),
+            confirmed: Mutex::default(),
+            asked: Mutex::default(),
+            tasks: Tasks::new(),
+        }
+    }
+
+    fn verdict(&self, to: &str) -> Verdict {
+        let mut verdict =
+            Verdict { policy_version: *self.version.borrow(), ..Verdict::default() };
+        match self.walled.lock().iter().find(|(walled, _)| to.starts_with(walled.as_str())) {
+            Some((_, denial)) => {
+                verdict.set_decision(Decision::Deny);
+                verdict.set_denial(*denial);
+                verdict.text = "ask compliance".into();
+            }
+            None => verdict.set_decision(Decision::Allow),
+        }
+        verdict
+    }
+}
+
+struct Decide(Arc<FakePolicy>);
+
+#[async_trait]
+impl LaneService<DecideItem, DecideAnswer> for Decide {
+    async fn submit(
+        &self,
+        _: &LanePeer,
+        batch: Vec<DecideItem>,
+        answers: &Answers<DecideAnswer>,
+    ) -> Reply<()> {
+        if *self.0.away.lock() {
+            return no();
+        }
+        for item in batch {
+            let verdicts = item.to.iter().map(|to| self.0.verdict(to)).collect();
+            answers.send(DecideAnswer { seq: item.seq, verdicts });
+            self.0.asked.lock().push(item);
+        }
+        Ok(())
+    }
+}
+
+pub(crate) struct PolicyHandle(pub(crate) Arc<FakePolicy>);
+
+#[async_trait]
+impl Policy for PolicyHandle {
+    async fn apply(&self, _: &Cx, _: ApplyRequest) -> Reply<ApplyResponse> {
+        no()
+    }
+    async fn show(&self, _: &Cx, _: ShowRequest) -> Reply<ShowResponse> {
+        no()
+    }
+    async fn explain(&self, _: &Cx, _: ExplainRequest) -> Reply<ExplainResponse> {
+        no()
+    }
+    fn decide(&self, peer: LanePeer) -> Lane<DecideItem, DecideAnswer> {
+        Lane::local(Arc::new(Decide(Arc::clone(&self.0))), peer)
+    }
+    fn decide_service(&self) -> Reply<Arc<dyn LaneService<DecideItem, DecideAnswer>>> {
+        no()
+    }
+    async fn watch(&self, _: &Cx) -> Reply<Link<policy::WatchDown, policy::WatchUp>> {
+        let (near, mut far): (Link<policy::WatchDown, _>, _) = Link::pair();
+        let policy = Arc::clone(&self.0);
+        let mut version = self.0.version.subscribe();
+        self.0.tasks.spawn("fake policy", async move {
+            loop {
+                let current = *version.borrow_and_update();
+                if far.send(policy::WatchUp { version: current }).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    down = far.recv() => match down.map(|down| down.item) {
+                        Some(Some(policy::watch_down::Item::Confirm(confirm))) => {
+                            *policy.confirmed.lock() = confirm.version;
+                            let _ = tokio::time::timeout(Duration::from_secs(1), version.changed()).await;
+                        }
+                        Some(_) => {}
+                        None => return,
+                    },
+                    _ = version.changed() => {}
+                }
+            }
+        });
+        Ok(near)
+    }
+}
+
+/// Remembers what is published, and says what it is told to.
+#[derive(Default)]
+pub(crate) struct FakePresence {
+    pub(crate) published: Mutex<Vec<PublishItem>>,
+    pub(crate) up: Mutex<Option<Link<presence::AttachUp, presence::AttachDown>>>,
+}
+
+impl FakePresence {
+    pub(crate) fn acts(&self) -> Vec<Act> {
+        self.published.lock().iter().map(PublishItem::act).collect()
+    }
+}
+
+struct Publish(Arc<FakePresence>);
+
+#[async_trait]
+impl LaneService<PublishItem, PublishAnswer> for Publish {
+    async fn submit(
+        &self,
+        _: &LanePeer,
+        batch: Vec<PublishItem>,
+        answers: &Answers<PublishAnswer>,
+    ) -> Reply<()> {
+        for item in batch {
+            answers.send(PublishAnswer { seq: item.seq, copies: 0 });
+            self.0.published.lock().push(item);
+        }
+        Ok(())
+    }
+}
+
+pub(crate) struct PresenceHandle(pub(crate) Arc<FakePresence>);
+
+#[async_trait]
+impl Presence for PresenceHandle {
+    fn publish(&self, peer: LanePeer) -> Lane<PublishItem, PublishAnswer> {
+        Lane::local(Arc::new(Publish(Arc::clone(&self.0))), peer)
+    }
+    fn publish_service(&self) -> Reply<Arc<dyn LaneService<PublishItem, PublishAnswer>>> {
+        no()
+    }
+    async fn attach(&self, _: &Cx) -> Reply<Link<presence::AttachDown, presence::AttachUp>> {
+        let (near, far) = Link::pair();
+        *self.0.up.lock() = Some(far);
+        Ok(near)
+    }
+}
+
+/// Everybody has bob on the roster.
+pub(crate) struct FakeRoster;
+
+#[async_trait]
+impl Roster for FakeRoster {
+    async fn get(&self, _: &Cx, _: roster::GetRequest) -> Reply<roster::GetResponse> {
+        let item = roster::Item {
+            jid: "bob@a.test".into(),
+            subscription: Subscription::Both.into(),
+            ..roster::Item::default()
+        };
+        Ok(GetResponse { version: "1".into(), unchanged: false, items: vec![item] })
+    }
+    async fn set(&self, _: &Cx, _: SetRequest) -> Reply<SetResponse> {
+        Ok(SetResponse::default())
+    }
+    async fn put(&self, _: &Cx, _: PutRequest) -> Reply<PutResponse> {
+        no()
+    }
+    async fn subscriptions(&self, _: &Cx, _: SubscriptionsRequest) -> Reply<SubscriptionsResponse> {
+        let both = vec!["bob@a.test".to_owned(), "eve@a.test".to_owned()];
+        Ok(SubscriptionsResponse { from: both.clone(), to: both })
+    }
+    async fn clear(&self, _: &Cx, _: ClearRequest) -> Reply<ClearResponse> {
+        no()
+    }
+}
+
+/// Says what it is told to.
+pub(crate) struct FakeDirectory {
+    pub(crate) facts: watch::Sender<(u64, Option<AccountFact>)>,
+    pub(crate) confirmed: Arc<Mutex<u64>>,
+    pub(crate) tasks: Tasks,
+}
+
+impl FakeDirectory {
+    pub(crate) fn new() -> Self {
+        Self {
+            facts: watch::channel((1, None)).0,
+            confirmed: Arc::default(),
+            tasks: Tasks::new(),
+        }
+    }
+}
+
+#[async_trait]
+impl Directory for FakeDirectory {
+    async fn domains(&self, _: &Cx, _: DomainsRequest) -> Reply<DomainsResponse> {
+        no()
+    }
+    async fn credentials(&self, _: &Cx, _: CredentialsRequest) -> Reply<CredentialsResponse> {
+        no()
+    }
+    async fn verify_password(
+        &self,
+        _: &Cx,
+        _: VerifyPasswordRequest,
+    ) -> Reply<VerifyPasswordResponse> {
+        no()
+    }
+    async fn report_attempt(&self, _: &Cx, _: ReportAttemptRequest) -> Reply<ReportAttemptResponse> {
+        no()
+    }
+    async fn change_account(&self, _: &Cx, _: ChangeAccountRequest) -> Reply<ChangeAccountResponse> {
+        no()
+    }
+    async fn import_accounts(
+        &self,
+        _: &Cx,
+        _: ImportAccountsRequest,
+    ) -> Reply<ImportAccountsResponse> {
+        no()
+    }
+    async fn list_accounts(&self, _: &Cx, _: ListAccountsRequest) -> Reply<ListAccountsResponse> {
+        no()
+    }
+    async fn change_group(&self, _: &Cx, _: ChangeGroupRequest) -> Reply<ChangeGroupResponse> {
+        no()
+    }
+    async fn list_groups(&self, _: &Cx, _: ListGroupsRequest) -> Reply<ListGroupsResponse> {
+        no()
+    }
+    async fn watch(&self, _: &Cx) -> Reply<Link<directory::WatchDown, directory::WatchUp>> {
+        let (near, far): (Link<directory::WatchDown, _>, _) = Link::pair();
+        let (up, mut down) = far.split();
+        let mut facts = self.facts.subscribe();
+        let confirmed = Arc::clone(&self.confirmed);
+        self.tasks.spawn("fake directory up", async move {
+            loop {
+                let (version, fact) = facts.borrow_and_update().clone();
+                let item = directory::WatchUp {
+                    version,
+                    domains: vec!["a.test".into()],
+                    accounts: fact.into_iter().collect(),
+                    complete: true,
+                    ..directory::WatchUp::default()
+                };
+                if up.send(item).await.is_err() || facts.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.tasks.spawn("fake directory down", async move {
+            while let Some(item) = down.recv().await {
+                if let Some(directory::watch_down::Item::Confirm(confirm)) = item.item {
+                    *confirmed.lock() = confirm.version;
+                }
+            }
+        });
+        Ok(near)
+    }
+}

@@ -1,0 +1,499 @@
+//! One probe: a client that sends to its partner, reads everything, comes back after every break, and
+//! writes down what it sent, what was acknowledged, and what it read.
+//!
+//! Owns the client's half of XEP-0198; refuses to judge: that is [`super::load`]'s and the checker's.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use chancery_testkit::checker::{Delivered, Journal, Sent};
+use chancery_testkit::client::{Login, authenticate};
+use chancery_testkit::wire::{Incoming, Wire};
+use chancery_xml::Element;
+use tokio::sync::watch;
+
+const SM: &str = "urn:xmpp:sm:3";
+const STREAMS: &str = "http://etherx.jabber.org/streams";
+const CARBONS: &str = "urn:xmpp:carbons:2";
+/// A probe that cannot log in for so long has not recovered.
+const RETURN_LIMIT: Duration = Duration::from_secs(60);
+/// One attempt to log in.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(12);
+/// Pause between attempts.
+const PAUSE: Duration = Duration::from_millis(150);
+/// How often a probe asks for an acknowledgement.
+const ASK: Duration = Duration::from_millis(400);
+
+/// Who a probe is.
+#[derive(Clone)]
+pub(super) struct Seat {
+    pub(super) user: String,
+    pub(super) resource: String,
+    /// Bare JID written to.
+    pub(super) partner: String,
+    /// One a gateway.
+    pub(super) logins: Vec<Login>,
+    pub(super) home: usize,
+    /// After a break it tries the other gateway too.
+    pub(super) roams: bool,
+    pub(super) every: Duration,
+}
+
+/// What all probes are told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Orders {
+    pub(super) sending: bool,
+    /// Raised: whoever is at another gateway goes home.
+    pub(super) home: u32,
+    /// Raised: send a marker.
+    pub(super) marker: u32,
+    pub(super) over: bool,
+}
+
+/// A message that was read.
+#[derive(Clone, Debug)]
+pub(super) struct Read {
+    pub(super) id: String,
+    pub(super) stanza_id: String,
+    pub(super) at: Instant,
+    /// The probe's sessions are numbered.
+    pub(super) session: u32,
+    /// When an `<a/>` that covers it was written.
+    pub(super) acknowledged: Option<Instant>,
+}
+
+/// A message that came back.
+#[derive(Clone, Debug)]
+pub(super) struct Bounced {
+    pub(super) id: String,
+    pub(super) condition: String,
+    pub(super) kind: String,
+}
+
+/// A presence that was read.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    pub(super) from: String,
+    pub(super) kind: String,
+    pub(super) at: Instant,
+}
+
+/// What a probe writes down.
+#[derive(Default)]
+pub(super) struct Notes {
+    pub(super) journal: Journal,
+    /// When each message was written first.
+    pub(super) sent_at: HashMap<String, Instant>,
+    pub(super) reads: Vec<Read>,
+    pub(super) bounced: Vec<Bounced>,
+    pub(super) presences: Vec<Shown>,
+    pub(super) stream_errors: Vec<String>,
+    pub(super) connected: bool,
+    pub(super) sessions: u32,
+    pub(super) resent: u32,
+    pub(super) told_h: u32,
+    /// Stanzas without acknowledgement.
+    pub(super) unsettled: usize,
+    pub(super) marked: u32,
+    /// The last marker came back as an error.
+    pub(super) mark_failed: bool,
+    pub(super) problems: Vec<String>,
+}
+
+/// Notes that the test reads while the probe writes.
+#[derive(Clone, Default)]
+pub(super) struct Notebook(Arc<Mutex<Notes>>);
+
+impl Notebook {
+    pub(super) fn open(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// A stanza that is not acknowledged: a message, or something that does not matter.
+type Unsettled = Option<(String, String)>;
+
+/// What is left of a broken session.
+#[derive(Default)]
+struct Past {
+    sm_id: String,
+    /// The server's last `h`.
+    acknowledged: u32,
+    unsettled: VecDeque<Unsettled>,
+    received: u32,
+}
+
+/// Why a session is over.
+#[derive(PartialEq, Eq)]
+enum Over {
+    Broken,
+    Finished,
+}
+
+struct Probe {
+    seat: Seat,
+    orders: watch::Receiver<Orders>,
+    notes: Notebook,
+    number: u64,
+    past: Past,
+    /// Known not to be in the log: sent again first thing.
+    again: VecDeque<(String, String)>,
+    /// As bound.
+    jid: String,
+    gateway: usize,
+    /// Entries since `<enable/>` in the order received: places in the notes, if messages.
+    received: Vec<Option<usize>>,
+    told: usize,
+}
+
+/// Runs a probe until the orders say that it is over.
+pub(super) async fn run(seat: Seat, orders: watch::Receiver<Orders>, notes: Notebook) {
+    let mut probe = Probe {
+        gateway: seat.home,
+        jid: format!("{}@{}/{}", seat.user, seat.logins[0].domain, seat.resource),
+        seat,
+        orders,
+        notes,
+        number: 0,
+        past: Past::default(),
+        again: VecDeque::new(),
+        received: Vec::new(),
+        told: 0,
+    };
+    loop {
+        let over = match probe.connect().await {
+            Ok(wire) => probe.live(wire).await,
+            Err(error) => Err(error.context("cannot come back")),
+        };
+        probe.notes.open().connected = false;
+        match over {
+            Ok(Over::Finished) => return,
+            Ok(Over::Broken) => {}
+            Err(error) => {
+                let who = probe.jid.clone();
+                probe.notes.open().problems.push(format!("{who}: {error:#}"));
+                return;
+            }
+        }
+    }
+}
+
+impl Probe {
+    /// A bound and managed session, within the limit.
+    async fn connect(&mut self) -> Result<Wire> {
+        let until = Instant::now() + RETURN_LIMIT;
+        for attempt in 0.. {
+            let shift = if self.seat.roams { attempt } else { 0 };
+            self.gateway = (self.seat.home + shift) % self.seat.logins.len();
+            let error = match tokio::time::timeout(ATTEMPT_LIMIT, self.attempt()).await {
+                Ok(Ok(wire)) => return Ok(wire),
+                Ok(Err(error)) => error,
+                Err(_) => anyhow::anyhow!("an attempt took too long"),
+            };
+            if Instant::now() > until {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        bail!("unreachable")
+    }
+
+    async fn attempt(&mut self) -> Result<Wire> {
+        let mut wire = authenticate(&self.seat.logins[self.gateway]).await?;
+        if !self.past.sm_id.is_empty() {
+            self.resume(&mut wire).await?;
+        }
+        let resource = &self.seat.resource;
+        wire.send(format!(
+            "<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>\
+             <resource>{resource}</resource></bind></iq>"
+        ))
+        .await?;
+        let bound = text(&wire.element().await?);
+        if !bound.contains(&format!("<jid>{}</jid>", self.jid)) {
+            bail!("not bound: {bound}");
+        }
+        wire.send(format!("<enable xmlns='{SM}' resume='true'/>")).await?;
+        let enabled = wire.element().await?;
+        if !enabled.is("enabled", SM) {
+            bail!("not managed: {}", text(&enabled));
+        }
+        let id = enabled.header.attr("id").or(enabled.header.id.as_deref()).context("no id")?;
+        self.past = Past { sm_id: id.to_owned(), ..Past::default() };
+        self.received.clear();
+        self.told = 0;
+        self.send(&mut wire, None, format!("<iq type='set' id='c'><enable xmlns='{CARBONS}'/></iq>"))
+            .await?;
+        self.send(&mut wire, None, "<presence/>".into()).await?;
+        while let Some((id, stanza)) = self.again.pop_front() {
+            self.notes.open().resent += 1;
+            self.send(&mut wire, Some((id, stanza.clone())), stanza).await?;
+        }
+        let mut notes = self.notes.open();
+        notes.connected = true;
+        notes.sessions += 1;
+        drop(notes);
+        Ok(wire)
+    }
+
+    /// XEP-0198 §5: what the log has is acknowledged, the rest is sent again; without an `h`
+    /// nothing is known, and it is not.
+    async fn resume(&mut self, wire: &mut Wire) -> Result<()> {
+        let (id, h) = (&self.past.sm_id, self.past.received);
+        wire.send(format!("<resume xmlns='{SM}' previd='{id}' h='{h}'/>")).await?;
+        let answer = wire.element().await?;
+        if !answer.is("failed", SM) {
+            bail!("not <failed/>: {}", text(&answer));
+        }
+        let mut past = std::mem::take(&mut self.past);
+        let Some(h) = answer.header.attr("h") else { return Ok(()) };
+        let h: u32 = h.parse()?;
+        let mut notes = self.notes.open();
+        notes.told_h += 1;
+        if h < past.acknowledged || (h - past.acknowledged) as usize > past.unsettled.len() {
+            let (from, to) = (past.acknowledged, past.unsettled.len());
+            notes.problems.push(format!(
+                "{}: <failed h='{h}'/>, but {from} was acknowledged and {to} more sent",
+                self.jid
+            ));
+            return Ok(());
+        }
+        for settled in past.unsettled.drain(..(h - past.acknowledged) as usize) {
+            notes.journal.acknowledged.extend(settled.map(|(id, _)| id));
+        }
+        self.again.extend(past.unsettled.into_iter().flatten());
+        Ok(())
+    }
+
+    async fn live(&mut self, mut wire: Wire) -> Result<Over> {
+        let begun = *self.orders.borrow_and_update();
+        let mut marked = self.notes.open().marked;
+        if begun.marker > marked {
+            self.mark(&mut wire, begun.marker).await?;
+            marked = begun.marker;
+        }
+        let mut tick = tokio::time::interval(self.seat.every);
+        let mut ask = tokio::time::interval(ASK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sending = begun.sending;
+        let mut closing = begun.over;
+        if closing {
+            wire.send("</stream:stream>").await?;
+        }
+        loop {
+            let sent = tokio::select! {
+                next = wire.next() => match next? {
+                    Incoming::Element(element) => self.on_element(&mut wire, &element).await,
+                    Incoming::Open(_) => Ok(()),
+                    Incoming::Close | Incoming::End => {
+                        let over = self.orders.borrow().over;
+                        return Ok(if over && closing { Over::Finished } else { Over::Broken });
+                    }
+                },
+                _ = tick.tick(), if sending && !closing => self.message(&mut wire).await,
+                _ = ask.tick(), if !self.past.unsettled.is_empty() && !closing => {
+                    wire.send(format!("<r xmlns='{SM}'/>")).await
+                }
+                changed = self.orders.changed() => {
+                    changed?;
+                    let now = *self.orders.borrow_and_update();
+                    sending = now.sending;
+                    if now.marker > marked {
+                        marked = now.marker;
+                        self.mark(&mut wire, marked).await?;
+                    }
+                    let away = now.home > begun.home && self.gateway != self.seat.home;
+                    if (now.over || away) && !closing {
+                        closing = true;
+                        wire.send("</stream:stream>").await
+                    } else {
+                        Ok(())
+                    }
+                }
+            };
+            if sent.is_err() {
+                return Ok(Over::Broken);
+            }
+        }
+    }
+
+    /// Sends a stanza and counts it.
+    async fn send(&mut self, wire: &mut Wire, what: Unsettled, stanza: String) -> Result<()> {
+        self.past.unsettled.push_back(what);
+        self.notes.open().unsettled = self.past.unsettled.len();
+        wire.send(stanza).await
+    }
+
+    async fn message(&mut self, wire: &mut Wire) -> Result<()> {
+        self.number += 1;
+        let id = format!("{}-{}-{}", self.seat.user, self.seat.resource, self.number);
+        let to = self.seat.partner.clone();
+        let stanza = format!(
+            "<message to='{to}' type='chat' id='{id}'><body>{} &amp; mehr: ü</body>\
+             <origin-id xmlns='urn:xmpp:sid:0' id='{id}'/></message>",
+            self.number
+        );
+        {
+            let mut notes = self.notes.open();
+            notes.sent_at.insert(id.clone(), Instant::now());
+            notes.journal.sent.push(Sent { from: self.jid.clone(), to, id: id.clone() });
+        }
+        self.send(wire, Some((id, stanza.clone())), stanza).await
+    }
+
+    /// The marker goes the way of messages: to the own full JID. Then one to the own gateway.
+    async fn mark(&mut self, wire: &mut Wire, number: u32) -> Result<()> {
+        let to = self.jid.clone();
+        let ping = "<ping xmlns='urn:xmpp:ping'/>";
+        self.send(wire, None, format!("<iq type='get' id='mark-{number}' to='{to}'>{ping}</iq>"))
+            .await
+            .or(Ok(()))
+    }
+
+    async fn on_element(&mut self, wire: &mut Wire, element: &Element) -> Result<()> {
+        if &*element.header.ns == SM {
+            return self.on_stream_management(wire, element).await;
+        }
+        if element.is("error", STREAMS) {
+            self.notes.open().stream_errors.push(text(element));
+            return Ok(());
+        }
+        self.past.received += 1;
+        match &*element.header.name {
+            "message" => self.on_message(element),
+            "presence" => {
+                self.received.push(None);
+                self.notes.open().presences.push(Shown {
+                    from: element.header.from.as_deref().unwrap_or_default().to_owned(),
+                    kind: element.header.type_.as_deref().unwrap_or_default().to_owned(),
+                    at: Instant::now(),
+                });
+            }
+            "iq" => {
+                self.received.push(None);
+                return self.on_iq(wire, element).await;
+            }
+            other => bail!("what is <{other}/>?"),
+        }
+        Ok(())
+    }
+
+    async fn on_stream_management(&mut self, wire: &mut Wire, element: &Element) -> Result<()> {
+        match &*element.header.name {
+            "r" => {
+                let h = self.past.received;
+                wire.send(format!("<a xmlns='{SM}' h='{h}'/>")).await?;
+                let now = Instant::now();
+                let mut notes = self.notes.open();
+                for place in self.received[self.told..].iter().flatten() {
+                    notes.reads[*place].acknowledged = Some(now);
+                }
+                self.told = self.received.len();
+            }
+            "a" => {
+                let h: u32 = element.header.attr("h").context("no h")?.parse()?;
+                let mut notes = self.notes.open();
+                let more = h.wrapping_sub(self.past.acknowledged) as usize;
+                if more > self.past.unsettled.len() {
+                    notes.problems.push(format!("{}: <a h='{h}'/> for more than sent", self.jid));
+                    return Ok(());
+                }
+                self.past.acknowledged = h;
+                for settled in self.past.unsettled.drain(..more) {
+                    notes.journal.acknowledged.extend(settled.map(|(id, _)| id));
+                }
+                notes.unsettled = self.past.unsettled.len();
+            }
+            _ => self.notes.open().problems.push(format!("{}: {}", self.jid, text(element))),
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, element: &Element) {
+        let mut notes = self.notes.open();
+        let id = element.header.id.as_deref().unwrap_or_default().to_owned();
+        if element.header.type_.as_deref() == Some("error") {
+            self.received.push(None);
+            let (condition, kind) = condition(element);
+            if let Some(other) = notes.journal.errors.insert(id.clone(), condition.clone()) {
+                notes.problems.push(format!("{id} came back twice: {other}, {condition}"));
+            }
+            notes.bounced.push(Bounced { id, condition, kind });
+            return;
+        }
+        let stanza = text(element);
+        if element.child("sent", CARBONS).is_some() {
+            // A copy of what a device of the same user sent: not a delivery to a recipient.
+            self.received.push(None);
+            return;
+        }
+        let stanza = unwrapped(&stanza);
+        let stanza_id = attribute(stanza, "<stanza-id", "id").unwrap_or_default();
+        let id = attribute(stanza, "<message", "id").unwrap_or(id);
+        let session = notes.sessions;
+        notes.reads.push(Read { id, stanza_id, at: Instant::now(), session, acknowledged: None });
+        self.received.push(Some(notes.reads.len() - 1));
+        let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        notes.journal.delivered.push(Delivered {
+            reader: self.jid.clone(),
+            stanza: stanza.to_owned(),
+            time_ms: i64::try_from(time_ms).unwrap(),
+        });
+    }
+
+    async fn on_iq(&mut self, wire: &mut Wire, element: &Element) -> Result<()> {
+        let id = element.header.id.as_deref().unwrap_or_default().to_owned();
+        let kind = element.header.type_.as_deref().unwrap_or_default();
+        if matches!(kind, "get" | "set") {
+            let to = element.header.from.as_deref().unwrap_or_default().to_owned();
+            return self.send(wire, None, format!("<iq type='result' id='{id}' to='{to}'/>")).await;
+        }
+        let ping = "<ping xmlns='urn:xmpp:ping'/>";
+        if let Some(number) = id.strip_prefix("mark-") {
+            self.notes.open().mark_failed = kind == "error";
+            let ping = format!("<iq type='get' id='end-{number}'>{ping}</iq>");
+            return self.send(wire, None, ping).await;
+        }
+        if let Some(number) = id.strip_prefix("end-") {
+            self.notes.open().marked = number.parse()?;
+        }
+        Ok(())
+    }
+}
+
+/// An element as text.
+pub(super) fn text(element: &Element) -> String {
+    String::from_utf8_lossy(&element.bytes).into_owned()
+}
+
+/// The message inside a carbon (XEP-0280), or the message itself.
+fn unwrapped(stanza: &str) -> &str {
+    let Some(at) = stanza.find("<forwarded") else { return stanza };
+    let inner = &stanza[at..];
+    let from = inner.find("<message").unwrap_or_default();
+    let to = inner.find("</message>").map_or(inner.len(), |end| end + "</message>".len());
+    &inner[from..to]
+}
+
+/// An attribute of the first element that opens like this.
+fn attribute(stanza: &str, opening: &str, name: &str) -> Option<String> {
+    let tag = stanza.split_once(opening)?.1.split('>').next()?;
+    for quote in ['\'', '"'] {
+        if let Some((_, rest)) = tag.split_once(&format!(" {name}={quote}")) {
+            return rest.split(quote).next().map(str::to_owned);
+        }
+    }
+    None
+}
+
+/// Condition and type of a stanza error.
+pub(super) fn condition(element: &Element) -> (String, String) {
+    let error = element.header.children.iter().find(|child| &*child.name == "error");
+    let Some(error) = error else { return (String::new(), String::new()) };
+    let condition = error.children.iter().map(|child| child.name.to_string()).next();
+    let kind = error.attrs.iter().find(|a| &*a.name == "type").map(|a| a.value.to_string());
+    (condition.unwrap_or_default(), kind.unwrap_or_default())
+}
