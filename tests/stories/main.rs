@@ -1,2 +1,4 @@
 //! Stories in which time, faults or nodes have to be steered, and which a scenario cannot tell.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+mod kill;

@@ -108,8 +108,13 @@ pub fn start(name: &str, data: &Path, users: usize) -> Result<Peer> {
 }
 
 fn prepare(home: &Path, users: usize, archive: bool) -> Result<Place> {
-    let rcgen::CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed([DOMAIN.to_owned()])?;
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut parameters = rcgen::CertificateParams::new([DOMAIN.to_owned()])?;
+    // ejabberd cannot read the years that rcgen would take.
+    parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    parameters.not_after = rcgen::date_time_ymd(2049, 1, 1);
+    let certificate = parameters.self_signed(&key)?.pem();
+    let key = key.serialize_pem();
     let place = Place {
         home: home.to_owned(),
         address: free_address()?,
@@ -119,7 +124,6 @@ fn prepare(home: &Path, users: usize, archive: bool) -> Result<Place> {
         users,
         archive,
     };
-    let (certificate, key) = (cert.pem(), signing_key.serialize_pem());
     std::fs::write(&place.certificate, &certificate)?;
     std::fs::write(&place.key, &key)?;
     std::fs::write(&place.both, format!("{certificate}{key}"))?;

@@ -309,16 +309,17 @@ impl<T> Shard<T> {
         let fresh = !attach.again && follower.receives();
         self.followers.insert(key, follower);
         self.lagging.remove(&key);
-        self.send(
-            id,
-            attach_up::Item::Attached(Attached {
-                session: key.session,
-                head,
-            }),
-        );
+        // Said before the confirmation, so that no loss of the link comes between the two.
         if catch_up.is_some() {
             self.begin_catch_up(key, catch_up);
         }
+        // Everything above this place is still to come, whatever of it the link loses.
+        let place = catch_up.map_or(head, |catch_up| catch_up.position);
+        let attached = Attached {
+            session: key.session,
+            head: place,
+        };
+        self.send(id, attach_up::Item::Attached(attached));
         self.hand_delayed(key, &again);
         if fresh {
             self.hand_backlog(key);

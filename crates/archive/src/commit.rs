@@ -277,3 +277,116 @@ fn wal_of(path: &Path) -> PathBuf {
     name.push("-wal");
     name.into()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::shard::Act;
+    use crate::store::Head;
+    use crate::tick::own_act;
+    use chancery_evidence::{DEPLOYMENT, Kind};
+    use chancery_runtime::Metrics;
+    use std::collections::VecDeque;
+    use std::io::ErrorKind;
+
+    /// Fails as told.
+    struct Broken(VecDeque<Option<ErrorKind>>);
+
+    impl Broken {
+        fn next(&mut self) -> Result<(), StoreError> {
+            let kind = self.0.pop_front().expect("a result");
+            kind.map_or(Ok(()), |kind| {
+                Err(StoreError::io(Path::new("log.db"), kind.into()))
+            })
+        }
+    }
+
+    impl LogStore for Broken {
+        fn open(&mut self, hash: Hash) -> Result<Head, StoreError> {
+            Ok(Head {
+                epoch: 1,
+                number: 0,
+                hash,
+            })
+        }
+
+        fn append(&mut self, _writing: &Writing) -> Result<(), StoreError> {
+            self.next()
+        }
+
+        fn save(&mut self, _saves: &[MailboxSave]) -> Result<(), StoreError> {
+            self.next()
+        }
+    }
+
+    fn group(first: u64) -> Job {
+        let act: Act = own_act(
+            Kind::Heartbeat,
+            DEPLOYMENT.to_owned(),
+            "heartbeat",
+            "{}".into(),
+        );
+        let record = Record::Act {
+            act: Arc::new(act),
+            floor: None,
+        };
+        Job::Group(Group {
+            first,
+            time_ms: 1,
+            mailboxes: Vec::new(),
+            records: vec![record],
+        })
+    }
+
+    #[test]
+    fn no_room_is_told_and_any_other_failure_ends_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let key_file = dir.path().join("keys.json");
+        let ids = Ids::seeded(3);
+        let ring = seal::load_keys(&key_file, false, &[], &ids).unwrap();
+        let ended = Arc::new(parking_lot::Mutex::new(None));
+        let end = Arc::clone(&ended);
+        let results = [
+            Some(ErrorKind::StorageFull),
+            None,
+            Some(ErrorKind::StorageFull),
+        ];
+        let broken = results
+            .into_iter()
+            .chain([Some(ErrorKind::Other)])
+            .collect();
+        let committer = Committer {
+            store: Broken(broken),
+            hash: ring.genesis(0),
+            ring: Arc::new(RwLock::new(ring)),
+            key_file,
+            shard: 0,
+            epoch: 1,
+            ids,
+            clock: Clock::real(),
+            failpoints: Failpoints::off(),
+            metrics: ArchiveMetrics::new(&Metrics::new()),
+            fatal: Arc::new(move |reason: &str| *end.lock() = Some(reason.to_owned())),
+        };
+        let (sender, mut done) = mpsc::channel(4);
+        let (jobs, thread) = committer.start(sender).unwrap();
+        assert!(tell(&jobs, group(1)).is_ok());
+        assert!(matches!(
+            done.blocking_recv(),
+            Some(Done::Group(Err(NotCommitted)))
+        ));
+        assert!(tell(&jobs, group(1)).is_ok());
+        assert!(matches!(done.blocking_recv(), Some(Done::Group(Ok(ids))) if ids.len() == 1));
+        assert!(tell(&jobs, Job::Save(Vec::new())).is_ok());
+        assert!(matches!(done.blocking_recv(), Some(Done::Saved(_, false))));
+        assert!(ended.lock().is_none());
+        assert!(tell(&jobs, group(2)).is_ok());
+        assert!(
+            done.blocking_recv().is_none(),
+            "no answer about what is unknown"
+        );
+        thread.join().unwrap();
+        assert!(ended.lock().is_some());
+    }
+}

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use chancery_api::ApiError;
 use chancery_api::archive::ExportChunk;
 use chancery_evidence::{EvidenceError, ExportWriter, FIRST_NUMBER, KeyRing, Stored};
+use chancery_runtime::Tasks;
 use chancery_store::{Profile, StoreError, open};
 use tokio::sync::mpsc;
 
@@ -29,6 +30,7 @@ pub(crate) struct Export {
     pub(crate) last: u64,
     pub(crate) decrypt: bool,
     pub(crate) at_ms: i64,
+    pub(crate) tasks: Tasks,
 }
 
 /// Why an export ends early.
@@ -40,6 +42,8 @@ enum ExportError {
     Store(#[from] StoreError),
     #[error("record {0} is missing")]
     Missing(u64),
+    #[error("the process ends")]
+    Ending,
     #[error("the asker is gone: {0}")]
     Gone(#[from] io::Error),
 }
@@ -72,6 +76,9 @@ impl Export {
         };
         let mut writer = ExportWriter::new(out, keys, self.ring.deployment());
         while next <= self.last {
+            if self.tasks.cancelled_now() {
+                return Err(ExportError::Ending);
+            }
             let page = reader.records(next, self.last, PAGE_RECORDS)?;
             if page.is_empty() {
                 return Err(ExportError::Missing(next));

@@ -6,13 +6,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use chancery_api::archive::Outcome;
-use chancery_evidence::Outcome as Recorded;
+use chancery_evidence::{Kind, Outcome as Recorded};
 
 use crate::entry::Entry;
 use crate::item::{Envelope, Item};
 use crate::mailbox::Open;
 use crate::memory::Answered;
-use crate::shard::{Body, Deferred, Effect, Group, NotCommitted, Pending, Record, Shard, UnderWay};
+use crate::shard::{
+    Act, Body, Deferred, Effect, Group, NotCommitted, Pending, Record, Shard, UnderWay,
+};
+use crate::tick::own_act;
 
 /// Items of one group commit.
 pub(crate) const GROUP_ITEMS: usize = 1_024;
@@ -51,6 +54,10 @@ impl<T> Shard<T> {
             mailboxes: Vec::new(),
             records: Vec::new(),
         };
+        if self.arrived.is_empty() {
+            return;
+        }
+        let counts = self.counts.clone();
         let mut pending = VecDeque::new();
         let mut bytes = 0;
         while let Some(front) = self.arrived.front() {
@@ -82,6 +89,7 @@ impl<T> Shard<T> {
             first,
             time_ms,
             made,
+            counts,
             pending,
         });
         self.figures.groups.push(group.records.len());
@@ -92,6 +100,10 @@ impl<T> Shard<T> {
     fn place(&mut self, pending: &mut Pending<T>, made: &mut Vec<(i64, Arc<str>)>) -> Record {
         let (item, outcome, entry) = match &mut pending.body {
             Body::Act { act, .. } => {
+                if act.kind == Kind::Heartbeat {
+                    let act = Arc::new(self.beat(&Arc::clone(act).domain));
+                    return Record::Act { act, floor: None };
+                }
                 let floor = act
                     .drop_mailbox
                     .as_ref()
@@ -128,9 +140,11 @@ impl<T> Shard<T> {
                 *outcome = Recorded::Full;
             }
         }
+        let outcome = *outcome;
+        self.count(&item);
         Record::Stanza {
             item,
-            outcome: *outcome,
+            outcome,
             entries,
         }
     }
@@ -198,6 +212,7 @@ impl<T> Shard<T> {
                 self.announce_heads(false);
             }
             Err(NotCommitted) => {
+                self.counts = group.counts;
                 for jid in &group.made {
                     if let Some(mailbox) = self.mailboxes.get_mut(jid) {
                         mailbox.created = false;
@@ -231,7 +246,6 @@ impl<T> Shard<T> {
                 entry,
             } => {
                 self.unpair(pending.id, &item);
-                self.count(&item);
                 let envelope = Arc::new(Envelope {
                     item,
                     number,
@@ -364,6 +378,26 @@ impl<T> Shard<T> {
                 self.unpin(item.sender_bare());
             }
         }
+    }
+
+    /// The sign of life of a domain: how many records each gateway has had since the last, by
+    /// their numbers, so that it can be checked against the records themselves.
+    fn beat(&mut self, domain: &str) -> Act {
+        let mut gateways = serde_json::Map::new();
+        self.counts.retain(|(of, gateway), counts| {
+            if of == domain {
+                let counts = serde_json::json!({ "allow": counts.allow, "deny": counts.deny });
+                gateways.insert(gateway.clone(), counts);
+            }
+            of != domain
+        });
+        let detail = serde_json::json!({ "act": "heartbeat", "gateways": gateways });
+        own_act(
+            Kind::Heartbeat,
+            domain.to_owned(),
+            "heartbeat",
+            detail.to_string(),
+        )
     }
 
     fn count(&mut self, item: &Item) {

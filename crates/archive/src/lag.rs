@@ -101,6 +101,7 @@ impl<T> Shard<T> {
             };
             return Handed::Now(id, target);
         }
+        self.pressed |= stream.is_some();
         let queued = if number == 0 {
             Queued::Ephemeral {
                 envelope: Arc::clone(envelope),
@@ -204,6 +205,7 @@ impl<T> Shard<T> {
                 return;
             }
             let Some(stream) = self.streams.get_mut(&stream).filter(|s| s.has_room()) else {
+                self.pressed = true;
                 return;
             };
             let from_found = !lag.found.is_empty();

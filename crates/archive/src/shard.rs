@@ -141,6 +141,8 @@ pub(crate) struct UnderWay<T> {
     pub(crate) first: u64,
     pub(crate) time_ms: i64,
     pub(crate) made: Vec<Arc<str>>,
+    /// The counters as they were before it.
+    pub(crate) counts: BTreeMap<(String, String), Counts>,
     pub(crate) pending: VecDeque<Pending<T>>,
 }
 
@@ -205,6 +207,8 @@ pub(crate) struct Shard<T> {
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) followers: HashMap<FollowerKey, Follower>,
     pub(crate) lagging: BTreeSet<FollowerKey>,
+    /// A stream had no room since the last tick: its sessions are looked at again.
+    pub(crate) pressed: bool,
     pub(crate) next_read: u64,
     pub(crate) tail: Tail,
     pub(crate) window_until: Option<Instant>,
@@ -240,6 +244,7 @@ impl<T> Shard<T> {
             streams: BTreeMap::new(),
             followers: HashMap::new(),
             lagging: BTreeSet::new(),
+            pressed: false,
             next_read: 1,
             tail: Tail::default(),
             // An empty log has no sessions that could come back.

@@ -1,7 +1,6 @@
 //! What happens by time: the end of sessions that lag or whose stream stays lost, the writing of
 //! open sets, expiry, heartbeats, clock steps, and forgetting mailboxes that nobody needs.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use chancery_evidence::{DEPLOYMENT, Kind};
 use tokio::time::Instant;
 
 use crate::follower::FollowerKey;
-use crate::shard::{Act, Counts, Effect, Now, Shard};
+use crate::shard::{Act, Effect, Now, Shard};
 
 /// Lag without progress, while the gateway is there, after which the session ends.
 pub(crate) const LAG_LIMIT: Duration = Duration::from_secs(60);
@@ -58,8 +57,10 @@ impl<T> Shard<T> {
         if self.window_until.is_some_and(|until| at >= until) {
             self.end_window();
         }
-        for key in self.lagging.iter().copied().collect::<Vec<_>>() {
-            self.feed(key);
+        if std::mem::take(&mut self.pressed) {
+            for key in self.lagging.iter().copied().collect::<Vec<_>>() {
+                self.feed(key);
+            }
         }
         self.end_late_sessions(at);
         self.announce_heads(true);
@@ -121,27 +122,11 @@ impl<T> Shard<T> {
         }
     }
 
-    /// One record for each domain: how many records each gateway has had since the last.
+    /// One record for each domain; `group.rs` fills in the counts of the records before it.
     fn heartbeat(&mut self) {
-        let counts = std::mem::take(&mut self.counts);
         for domain in self.domains.clone() {
-            let of_domain: BTreeMap<&str, Counts> = counts
-                .iter()
-                .filter(|((of, _), _)| *of == domain)
-                .map(|((_, gateway), counts)| (gateway.as_str(), *counts))
-                .collect();
-            let gateways: serde_json::Map<String, serde_json::Value> = of_domain
-                .into_iter()
-                .map(|(name, c)| {
-                    (
-                        name.to_owned(),
-                        serde_json::json!({ "allow": c.allow, "deny": c.deny }),
-                    )
-                })
-                .collect();
-            let detail = serde_json::json!({ "act": "heartbeat", "gateways": gateways });
             self.act(
-                own_act(Kind::Heartbeat, domain, "heartbeat", detail.to_string()),
+                own_act(Kind::Heartbeat, domain, "heartbeat", String::new()),
                 None,
             );
         }

@@ -54,6 +54,8 @@ pub(crate) struct ArchiveLink {
     /// Everything up to here that concerns sessions that do not lag has come up.
     head: AtomicU64,
     up: AtomicBool,
+    /// Counts the streams opened.
+    generation: AtomicU64,
     questions: Mutex<HashMap<u64, oneshot::Sender<Option<u64>>>>,
     next_question: AtomicU64,
 }
@@ -81,9 +83,9 @@ impl ArchiveLink {
         self.filled.notify_one();
     }
 
-    /// Place of the sessions that do not lag.
-    pub(crate) fn head(&self) -> u64 {
-        self.head.load(Ordering::Acquire)
+    /// Which stream is in use: another number is another stream.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Open?
@@ -102,23 +104,35 @@ impl ArchiveLink {
             }
             questions.insert(request, tx);
         }
-        let question = HighestCount { request, sm_id: Bytes::copy_from_slice(&sm_id) };
-        self.tell(AttachDown { item: Some(attach_down::Item::Highest(question)) });
+        let question = HighestCount {
+            request,
+            sm_id: Bytes::copy_from_slice(&sm_id),
+        };
+        self.tell(AttachDown {
+            item: Some(attach_down::Item::Highest(question)),
+        });
         let answer = tokio::time::timeout(HIGHEST_LIMIT, rx).await;
         self.questions.lock().remove(&request);
         answer.ok()?.ok()?
     }
 
-    fn open(&self) {
+    /// Opens. Gives the place of the sessions that did not lag on the stream before: what comes on
+    /// the new one says nothing of those that are not yet attached to it.
+    fn open(&self) -> u64 {
+        let place = self.head.load(Ordering::Acquire);
+        self.generation.fetch_add(1, Ordering::AcqRel);
         self.outbox.lock().open = true;
         self.up.store(true, Ordering::Release);
+        place
     }
 
     fn close(&self) {
         self.up.store(false, Ordering::Release);
         let mut outbox = self.outbox.lock();
         outbox.open = false;
-        outbox.items.retain(|down| matches!(down.item, Some(attach_down::Item::Deny(_))));
+        outbox
+            .items
+            .retain(|down| matches!(down.item, Some(attach_down::Item::Deny(_))));
         outbox.items.truncate(KEPT_DENIALS);
         drop(outbox);
         // Nobody will answer: whoever asked is told so.
@@ -171,12 +185,14 @@ pub(crate) async fn follow_archive(gateway: Arc<Gateway>) {
                 incarnation,
                 shard: SHARD,
             };
-            let hello = AttachDown { item: Some(attach_down::Item::Hello(hello)) };
+            let hello = AttachDown {
+                item: Some(attach_down::Item::Hello(hello)),
+            };
             if tx.send(hello).await.is_ok() {
                 tracing::info!("attached to the log");
                 pause = REOPEN_FIRST;
-                gateway.link.open();
-                gateway.sessions.push_all(&Event::LinkUp);
+                let place = gateway.link.open();
+                gateway.sessions.push_all(&Event::LinkUp(place));
                 tokio::select! {
                     () = gateway.link.write(tx) => {}
                     () = read_archive(&gateway, rx) => {}
@@ -196,7 +212,12 @@ async fn read_archive(gateway: &Gateway, mut rx: mpsc::Receiver<AttachUp>) {
     while let Some(up) = rx.recv().await {
         let Some(item) = up.item else { continue };
         if let attach_up::Item::Deliver(deliver) = item {
-            if gateway.failpoints.hit("gateway::deliver::before_write").await.is_err() {
+            if gateway
+                .failpoints
+                .hit("gateway::deliver::before_write")
+                .await
+                .is_err()
+            {
                 return; // as if the stream were lost here
             }
             hand_out(gateway, deliver, &lagging);
@@ -208,14 +229,22 @@ async fn read_archive(gateway: &Gateway, mut rx: mpsc::Receiver<AttachUp>) {
 
 fn hand_out(gateway: &Gateway, deliver: Deliver, lagging: &HashSet<u64>) {
     // Live and to a session that keeps up: then everything below it has come up too.
-    let live = deliver.targets.iter().any(|t| !t.delayed && !lagging.contains(&t.session));
+    let live = deliver
+        .targets
+        .iter()
+        .any(|t| !t.delayed && !lagging.contains(&t.session));
     if live {
-        gateway.link.head.fetch_max(deliver.number, Ordering::AcqRel);
+        gateway
+            .link
+            .head
+            .fetch_max(deliver.number, Ordering::AcqRel);
     }
     let delivered = Arc::new(Delivered::new(deliver));
     for (at, target) in delivered.up.targets.iter().enumerate() {
         let at = u32::try_from(at).unwrap_or(u32::MAX);
-        gateway.sessions.push(target.session, Event::Deliver(Arc::clone(&delivered), at));
+        gateway
+            .sessions
+            .push(target.session, Event::Deliver(Arc::clone(&delivered), at));
     }
 }
 
@@ -226,8 +255,12 @@ fn on_archive(gateway: &Gateway, item: attach_up::Item, lagging: &mut HashSet<u6
             gateway.link.head.fetch_max(attached.head, Ordering::AcqRel);
             lagging.remove(&attached.session);
             if !gateway.sessions.push(attached.session, Event::Attached) {
-                let detach = DetachSession { session: attached.session };
-                gateway.link.tell(AttachDown { item: Some(attach_down::Item::Detach(detach)) });
+                let detach = DetachSession {
+                    session: attached.session,
+                };
+                gateway.link.tell(AttachDown {
+                    item: Some(attach_down::Item::Detach(detach)),
+                });
             }
         }
         Item::Updated(updated) => {
@@ -235,7 +268,9 @@ fn on_archive(gateway: &Gateway, item: attach_up::Item, lagging: &mut HashSet<u6
         }
         Item::End(end) => {
             let reason = EndReason::try_from(end.reason).unwrap_or(EndReason::Unspecified);
-            gateway.sessions.push_urgent(end.session, Event::End(reason));
+            gateway
+                .sessions
+                .push_urgent(end.session, Event::End(reason));
         }
         Item::Head(head) => {
             gateway.link.head.fetch_max(head.number, Ordering::AcqRel);
@@ -271,9 +306,13 @@ pub(crate) async fn follow_presence(gateway: Arc<Gateway>) {
         incarnation += 1;
         let opened = tokio::time::timeout(OPEN_LIMIT, gateway.presence.attach(&Cx::local())).await;
         if let Ok(Ok(mut stream)) = opened {
-            let hello =
-                presence::AttachHello { gateway: gateway.name.to_string(), incarnation };
-            let hello = presence::AttachDown { item: Some(presence::attach_down::Item::Hello(hello)) };
+            let hello = presence::AttachHello {
+                gateway: gateway.name.to_string(),
+                incarnation,
+            };
+            let hello = presence::AttachDown {
+                item: Some(presence::attach_down::Item::Hello(hello)),
+            };
             if stream.send(hello).await.is_ok() {
                 pause = REOPEN_FIRST;
                 tracing::info!("attached to presence");
@@ -301,7 +340,9 @@ fn on_presence(gateway: &Gateway, up: presence::AttachUp) {
         to: up.to,
     });
     for session in up.sessions {
-        gateway.sessions.push(session, Event::Presence(Arc::clone(&presence)));
+        gateway
+            .sessions
+            .push(session, Event::Presence(Arc::clone(&presence)));
     }
 }
 
@@ -313,11 +354,15 @@ mod tests {
     use super::*;
 
     fn credit() -> AttachDown {
-        AttachDown { item: Some(attach_down::Item::Credit(Credit::default())) }
+        AttachDown {
+            item: Some(attach_down::Item::Credit(Credit::default())),
+        }
     }
 
     fn denial() -> AttachDown {
-        AttachDown { item: Some(attach_down::Item::Deny(DenyEntry::default())) }
+        AttachDown {
+            item: Some(attach_down::Item::Deny(DenyEntry::default())),
+        }
     }
 
     #[test]

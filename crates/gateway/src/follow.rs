@@ -17,21 +17,29 @@ use crate::session::inbox::Event;
 pub(crate) async fn follow_policy(gateway: Arc<Gateway>) {
     let mut pause = REOPEN_FIRST;
     loop {
-        let opened = tokio::time::timeout(OPEN_LIMIT, gateway.policy_service.watch(&Cx::local())).await;
+        let opened =
+            tokio::time::timeout(OPEN_LIMIT, gateway.policy_service.watch(&Cx::local())).await;
         if let Ok(Ok(mut stream)) = opened {
             use policy::watch_down::Item;
             let down = |item| policy::WatchDown { item: Some(item) };
-            let hello = policy::WatchHello { gateway: gateway.name.to_string() };
+            let hello = policy::WatchHello {
+                gateway: gateway.name.to_string(),
+            };
             if stream.send(down(Item::Hello(hello))).await.is_ok() {
                 pause = REOPEN_FIRST;
                 // A stopped service keeps its stream: silence beyond the lease is a loss.
                 while let Ok(Some(up)) = tokio::time::timeout(LEASE, stream.recv()).await {
                     // Returns when no write under an older version is under way.
-                    if gateway.policy.heard(up.version, gateway.clock.monotonic()) {
+                    let heard = gateway.policy.heard(up.version, gateway.clock.monotonic());
+                    if heard.newer {
                         tracing::info!(version = up.version, "policy in force");
                         gateway.sessions.push_all(&Event::PolicyChanged);
+                    } else if heard.again {
+                        gateway.sessions.push_all(&Event::PolicyBack);
                     }
-                    let confirm = policy::WatchConfirm { version: up.version };
+                    let confirm = policy::WatchConfirm {
+                        version: up.version,
+                    };
                     if stream.send(down(Item::Confirm(confirm))).await.is_err() {
                         break;
                     }
@@ -79,7 +87,10 @@ async fn read_directory(
     use directory::watch_down::Item;
     let down = |item| directory::WatchDown { item: Some(item) };
     let follower = format!("gateway-{}", gateway.name);
-    let hello = directory::WatchHello { follower, since: *since };
+    let hello = directory::WatchHello {
+        follower,
+        since: *since,
+    };
     if stream.send(down(Item::Hello(hello))).await.is_err() {
         return false;
     }
@@ -111,11 +122,17 @@ async fn read_directory(
             continue;
         }
         if let Some(whole) = snapshot.take() {
-            gateway.sessions.end_absent(whole.newest, |account| whole.seen.contains(account));
+            gateway
+                .sessions
+                .end_absent(whole.newest, |account| whole.seen.contains(account));
         }
         *since = up.version;
-        gateway.directory_version.store(up.version.max(1), std::sync::atomic::Ordering::Release);
-        let confirm = directory::WatchConfirm { version: up.version };
+        gateway
+            .directory_version
+            .store(up.version.max(1), std::sync::atomic::Ordering::Release);
+        let confirm = directory::WatchConfirm {
+            version: up.version,
+        };
         if stream.send(down(Item::Confirm(confirm))).await.is_err() {
             break;
         }

@@ -70,8 +70,14 @@ pub(crate) async fn report(gateway: Arc<Gateway>) {
 pub(crate) async fn report_once(gateway: &Gateway, from_ms: i64) -> i64 {
     let counts = gateway.permits.read();
     let to_ms = gateway.clock.now_unix_ms();
-    let Some(domain) = gateway.domains.load().first().cloned() else { return from_ms };
-    let Counts { allowed, denied, recorded } = counts;
+    let Some(domain) = gateway.domains.load().first().cloned() else {
+        return from_ms;
+    };
+    let Counts {
+        allowed,
+        denied,
+        recorded,
+    } = counts;
     let detail = format!(
         "{{\"gateway\":\"{}\",\"from_ms\":{from_ms},\"to_ms\":{to_ms},\"allowed\":{allowed},\"denied\":{denied},\"recorded\":{recorded}}}",
         gateway.name
@@ -107,6 +113,13 @@ mod tests {
         let counts = permits.read();
         permits.ruled(true);
         permits.reported(counts);
-        assert_eq!(permits.read(), Counts { allowed: 1, denied: 0, recorded: 0 });
+        assert_eq!(
+            permits.read(),
+            Counts {
+                allowed: 1,
+                denied: 0,
+                recorded: 0
+            }
+        );
     }
 }

@@ -85,7 +85,9 @@ impl Owed {
             (Why::Refresh, self.refresh && !self.changed),
             (Why::Changed, self.changed),
         ];
-        all.into_iter().filter(|(_, owed)| *owed).map(|(why, _)| why)
+        all.into_iter()
+            .filter(|(_, owed)| *owed)
+            .map(|(why, _)| why)
     }
 }
 
@@ -110,7 +112,11 @@ impl Own {
     ) -> Self {
         Self {
             payload: stamped(element, identity, removed),
-            received: if removed.is_empty() { Bytes::new() } else { element.bytes.clone() },
+            received: if removed.is_empty() {
+                Bytes::new()
+            } else {
+                element.bytes.clone()
+            },
             id: header.id.as_deref().unwrap_or_default().to_owned(),
             available: header.type_ == StanzaType::Presence(PresenceType::Available),
             priority: header.priority,
@@ -131,7 +137,10 @@ impl Own {
 
     fn item(&self, gateway: &Gateway, identity: &Identity, verdict: Verdict) -> AppendItem {
         let key = if self.asked.swap(true, Ordering::Relaxed) {
-            Key { sm_id: gateway.ids.id(), count: 1 }
+            Key {
+                sm_id: gateway.ids.id(),
+                count: 1,
+            }
         } else {
             self.key
         };
@@ -163,15 +172,16 @@ pub(crate) async fn publish(
 ) -> Handled {
     let said = own.as_deref();
     let done = match (said, why) {
-        (Some(own), Why::Changed) if !own.available => {
-            unavailable(&gateway, &identity, own).await
-        }
+        (Some(own), Why::Changed) if !own.available => unavailable(&gateway, &identity, own).await,
         (Some(own), Why::Changed) => available(&gateway, &identity, own).await,
         (None, Why::Changed) => Ok(()),
         (own, Why::Refresh) => again(&gateway, &identity, own, Act::Refresh).await,
         (own, Why::Resync) => again(&gateway, &identity, own, Act::Resync).await,
     };
-    Handled { reply: None, owed: done.err().map(|Away| why) }
+    Handled {
+        reply: None,
+        owed: done.err().map(|Away| why),
+    }
 }
 
 /// Those of whom policy allows that they hear, and the verdict for the own account.
@@ -192,7 +202,10 @@ async fn allowed(
     let verdicts = gateway.policy.decide(&question).await?;
     let own = verdicts.first().cloned().ok_or(Away)?;
     let asked = question.to.into_iter().zip(&verdicts).skip(1);
-    let targets = asked.filter(|(_, verdict)| allows(verdict)).map(|(target, _)| target).collect();
+    let targets = asked
+        .filter(|(_, verdict)| allows(verdict))
+        .map(|(target, _)| target)
+        .collect();
     Ok((targets, own))
 }
 
@@ -202,7 +215,10 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
     let (targets, verdict) = allowed(gateway, identity, others).await?;
     let policy_version = verdict.policy_version;
     record(gateway, identity, own, verdict).await?;
-    gateway.update(identity, Change::Presence(Some(own.priority))).await.map_err(|_| Away)?;
+    gateway
+        .update(identity, Change::Presence(Some(own.priority)))
+        .await
+        .map_err(|_| Away)?;
     let item = PublishItem {
         payload: own.payload.clone(),
         priority: own.priority.into(),
@@ -216,7 +232,14 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
         // before it is written.
         let mut targets = subscriptions.to.clone();
         targets.push(identity.account.to_string());
-        send(gateway, PublishItem { targets, ..said(gateway, identity, Act::Probe) }).await?;
+        send(
+            gateway,
+            PublishItem {
+                targets,
+                ..said(gateway, identity, Act::Probe)
+            },
+        )
+        .await?;
         identity.followed.lock().probed = true;
     }
     Ok(())
@@ -261,13 +284,20 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
             payload = gone_payload(identity);
         }
     }
-    gateway.update(identity, Change::Presence(None)).await.map_err(|_| Away)?;
+    gateway
+        .update(identity, Change::Presence(None))
+        .await
+        .map_err(|_| Away)?;
     let targets = {
         let mut followed = identity.followed.lock();
         followed.probed = false;
         followed.directed()
     };
-    let item = PublishItem { payload, targets, ..said(gateway, identity, Act::Unavailable) };
+    let item = PublishItem {
+        payload,
+        targets,
+        ..said(gateway, identity, Act::Unavailable)
+    };
     send(gateway, item).await?;
     identity.followed.lock().directed.clear();
     Ok(())
@@ -286,7 +316,9 @@ pub(crate) async fn directed(
         reply: answer::outage().reply(&element, None, Some(&identity.full)),
         owed: None,
     };
-    let Ok(verdict) = gateway.policy.decide_one(&question).await else { return outage() };
+    let Ok(verdict) = gateway.policy.decide_one(&question).await else {
+        return outage();
+    };
     gateway.permits.ruled(allows(&verdict));
     if !item.ephemeral {
         item.verdict = Some(verdict.clone());
@@ -298,10 +330,17 @@ pub(crate) async fn directed(
         // Looks as if the other were absent: presence to nobody is dropped (RFC 6121 §8.5.1).
         return Handled::default();
     }
-    if !identity.followed.lock().direct(&item.to, item.r#type == "unavailable") {
+    if !identity
+        .followed
+        .lock()
+        .direct(&item.to, item.r#type == "unavailable")
+    {
         return Handled {
-            reply: StanzaError::new(Condition::ResourceConstraint)
-                .reply(&element, None, Some(&identity.full)),
+            reply: StanzaError::new(Condition::ResourceConstraint).reply(
+                &element,
+                None,
+                Some(&identity.full),
+            ),
             owed: None,
         };
     }
@@ -326,7 +365,11 @@ pub(crate) async fn directed(
 pub(crate) async fn gone(gateway: &Gateway, identity: &Identity) {
     let payload = gone_payload(identity);
     let targets = identity.followed.lock().directed();
-    let item = PublishItem { payload, targets, ..said(gateway, identity, Act::Unavailable) };
+    let item = PublishItem {
+        payload,
+        targets,
+        ..said(gateway, identity, Act::Unavailable)
+    };
     if send(gateway, item).await.is_err() {
         // The presence service ends sessions that are not registered again.
         tracing::debug!("the end of a session's presence was not taken");
@@ -379,8 +422,14 @@ async fn subscriptions(
     if let Some(known) = identity.followed.lock().subscriptions.clone() {
         return Ok(known);
     }
-    let request = SubscriptionsRequest { owner: identity.account.to_string() };
-    let answer = gateway.roster.subscriptions(&Cx::local(), request).await.map_err(|_| Away)?;
+    let request = SubscriptionsRequest {
+        owner: identity.account.to_string(),
+    };
+    let answer = gateway
+        .roster
+        .subscriptions(&Cx::local(), request)
+        .await
+        .map_err(|_| Away)?;
     let answer = Arc::new(answer);
     let mut followed = identity.followed.lock();
     if followed.interested {
@@ -392,7 +441,12 @@ async fn subscriptions(
 
 fn question(identity: &Identity, to: Vec<String>, type_: &str) -> Question {
     let from = identity.full.to_string();
-    Question { from, to, kind: Kind::Presence, type_: type_.to_owned() }
+    Question {
+        from,
+        to,
+        kind: Kind::Presence,
+        type_: type_.to_owned(),
+    }
 }
 
 fn said(gateway: &Gateway, identity: &Identity, act: Act) -> PublishItem {

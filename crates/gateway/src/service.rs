@@ -141,8 +141,10 @@ impl Counted {
                 "chancery_gateway_deliveries_denied_again",
                 "deliveries denied under a newer policy version",
             ),
-            links_lost: metrics
-                .counter("chancery_gateway_links_lost", "losses of the stream of the log"),
+            links_lost: metrics.counter(
+                "chancery_gateway_links_lost",
+                "losses of the stream of the log",
+            ),
             bounces: metrics.counters(
                 "chancery_gateway_bounces",
                 "stanzas answered with an error, by condition",
@@ -161,7 +163,10 @@ impl Gateway {
     /// Opens the lanes and begins to follow. Ready when [`Gateway::ready`] says so.
     pub fn start(parts: Parts) -> Arc<Self> {
         let incarnation = u64::try_from(parts.clock.now_unix_ms()).unwrap_or(1);
-        let peer = LanePeer { gateway: parts.name.clone(), incarnation };
+        let peer = LanePeer {
+            gateway: parts.name.clone(),
+            incarnation,
+        };
         let decide = parts.policy.decide(peer.clone());
         let gateway = Arc::new(Self {
             name: parts.name.into(),
@@ -188,10 +193,14 @@ impl Gateway {
             failpoints: parts.failpoints,
         });
         let counted = Arc::downgrade(&gateway);
-        parts.metrics.gauge_fn("chancery_gateway_sessions", "bound sessions", move || {
-            let sessions = counted.upgrade().map_or(0, |gateway| gateway.sessions.len());
-            i64::try_from(sessions).unwrap_or(i64::MAX)
-        });
+        parts
+            .metrics
+            .gauge_fn("chancery_gateway_sessions", "bound sessions", move || {
+                let sessions = counted
+                    .upgrade()
+                    .map_or(0, |gateway| gateway.sessions.len());
+                i64::try_from(sessions).unwrap_or(i64::MAX)
+            });
         Self::follow(&gateway, &parts.services);
         let ended = Arc::clone(&gateway);
         parts.streams.spawn("gateway shutdown", async move {
@@ -204,11 +213,23 @@ impl Gateway {
     /// Everything that is followed until the sessions are gone.
     fn follow(gateway: &Arc<Self>, services: &Tasks) {
         let all: [(&'static str, BoxFuture<'static, ()>); 5] = [
-            ("gateway archive", follow_archive(Arc::clone(gateway)).boxed()),
-            ("gateway presence", follow_presence(Arc::clone(gateway)).boxed()),
+            (
+                "gateway archive",
+                follow_archive(Arc::clone(gateway)).boxed(),
+            ),
+            (
+                "gateway presence",
+                follow_presence(Arc::clone(gateway)).boxed(),
+            ),
             ("gateway policy", follow_policy(Arc::clone(gateway)).boxed()),
-            ("gateway directory", follow_directory(Arc::clone(gateway)).boxed()),
-            ("gateway permits", permits::report(Arc::clone(gateway)).boxed()),
+            (
+                "gateway directory",
+                follow_directory(Arc::clone(gateway)).boxed(),
+            ),
+            (
+                "gateway permits",
+                permits::report(Arc::clone(gateway)).boxed(),
+            ),
         ];
         for (name, following) in all {
             let (signal, gateway) = (services.signal().clone(), Arc::clone(gateway));
@@ -238,10 +259,20 @@ impl Gateway {
         let checks = [
             ("ending", !self.ending.is_cancelled()),
             ("archive", self.link.is_up() && self.append.is_up()),
-            ("policy", self.policy.is_up() && self.policy.is_followed(self.clock.monotonic())),
-            ("directory", self.directory_version.load(Ordering::Acquire) > 0),
+            (
+                "policy",
+                self.policy.is_up() && self.policy.is_followed(self.clock.monotonic()),
+            ),
+            (
+                "directory",
+                self.directory_version.load(Ordering::Acquire) > 0,
+            ),
         ];
-        checks.into_iter().filter(|(_, up)| !up).map(|(name, _)| name).collect()
+        checks
+            .into_iter()
+            .filter(|(_, up)| !up)
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// How many sessions there are.
@@ -261,7 +292,9 @@ impl Gateway {
                 return Ok(());
             };
             // Under the lock: updates go down in the order of their numbers.
-            self.link.tell(AttachDown { item: Some(attach_down::Item::Update(update)) });
+            self.link.tell(AttachDown {
+                item: Some(attach_down::Item::Update(update)),
+            });
             wait
         };
         match tokio::time::timeout(UPDATE_LIMIT, wait).await {

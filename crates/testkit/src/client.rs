@@ -323,6 +323,11 @@ impl Client {
 
     /// Closes the stream politely.
     pub async fn close(mut self) -> Result<()> {
+        if self.managed {
+            // XEP-0198 §4: what was received is not to come again.
+            let h = self.received;
+            self.wire.send(format!("<a xmlns='{SM}' h='{h}'/>")).await?;
+        }
         self.wire.send("</stream:stream>").await?;
         loop {
             match tokio::time::timeout(PATIENCE, self.wire.next()).await.context("not closed")?? {

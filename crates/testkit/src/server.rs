@@ -384,7 +384,7 @@ impl Server {
             Shape::One => "data".to_owned(),
             Shape::Many => format!("gateways-{}", GATEWAYS[gateway % GATEWAYS.len()]),
         };
-        self.home.path().join(data).join("tls/ca.pem")
+        self.home.path().join(data).join("tls/authority.pem")
     }
 
     /// How `user` logs in at gateway number `gateway` (in one process always that one).

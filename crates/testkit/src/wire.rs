@@ -1,6 +1,6 @@
 //! A raw connection to a server: bytes out, frames in, plain or under TLS. For hostile input too.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +80,17 @@ impl Wire {
         domain: &str,
         tls: Arc<rustls::ClientConfig>,
     ) -> Result<Self> {
-        let mut tcp = connect(address).await?;
+        Self::starttls_from(None, address, domain, tls).await
+    }
+
+    /// The same, from a given address of this machine.
+    pub async fn starttls_from(
+        source: Option<IpAddr>,
+        address: SocketAddr,
+        domain: &str,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Result<Self> {
+        let mut tcp = connect_from(source, address).await?;
         let mut framer = Framer::new(Limits::after_auth());
         tcp.write_all(header(domain).as_bytes()).await?;
         read_until(&mut tcp, &mut framer, "features").await?;
@@ -91,7 +101,14 @@ impl Wire {
         Self::under_tls(stream)
     }
 
-    fn under_tls(stream: TlsStream<TcpStream>) -> Result<Self> {
+    /// The handshake on a connection that is in clear text; what was read of it is forgotten.
+    pub async fn upgrade(self, domain: &str, tls: Arc<rustls::ClientConfig>) -> Result<Self> {
+        let name = ServerName::try_from(domain.to_owned())?;
+        let connecting = TlsConnector::from(tls).connect(name, self.io);
+        Self::under_tls(tokio::time::timeout(PATIENCE, connecting).await??)
+    }
+
+    fn under_tls<S: Bytes + 'static>(stream: TlsStream<S>) -> Result<Self> {
         let (_, session) = stream.get_ref();
         let exporter =
             session.export_keying_material([0u8; 32], b"EXPORTER-Channel-Binding", None).ok();
@@ -157,17 +174,30 @@ impl Wire {
         }
     }
 
-    /// Everything until the connection ends, as text with the elements' bytes; for hostile rows.
-    pub async fn until_end(&mut self) -> Result<Vec<Incoming>> {
-        let mut all = Vec::new();
-        loop {
-            let next = self.expect().await?;
-            let end = matches!(next, Incoming::End);
-            all.push(next);
-            if end {
-                return Ok(all);
+    /// Sends bytes, whether they are read or not, and gives what comes back until the connection ends:
+    /// for hostile input. Fails when it does not end.
+    pub async fn answer_to(self, bytes: &[u8]) -> Result<String> {
+        let (mut reading, mut writing) = tokio::io::split(self.io);
+        let write = async {
+            // The server may close before it has read everything.
+            for chunk in bytes.chunks(16 * 1024) {
+                if writing.write_all(chunk).await.is_err() || writing.flush().await.is_err() {
+                    break;
+                }
             }
-        }
+        };
+        let read = async {
+            let mut all = Vec::new();
+            let mut buffer = [0u8; 8192];
+            loop {
+                match reading.read(&mut buffer).await {
+                    Ok(0) | Err(_) => break String::from_utf8_lossy(&all).into_owned(),
+                    Ok(n) => all.extend_from_slice(&buffer[..n]),
+                }
+            }
+        };
+        let both = async { tokio::join!(write, read).1 };
+        tokio::time::timeout(PATIENCE, both).await.context("the connection does not end")
     }
 }
 
@@ -180,7 +210,15 @@ pub fn header(domain: &str) -> String {
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream> {
-    let tcp = tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await??;
+    connect_from(None, address).await
+}
+
+async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> Result<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    if let Some(source) = source {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    let tcp = tokio::time::timeout(PATIENCE, socket.connect(address)).await??;
     tcp.set_nodelay(true)?;
     Ok(tcp)
 }

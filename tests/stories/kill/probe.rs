@@ -49,6 +49,8 @@ pub(super) struct Orders {
     pub(super) home: u32,
     /// Raised: send a marker.
     pub(super) marker: u32,
+    /// The marker goes the way of messages; else only to the own gateway, which waits for nothing.
+    pub(super) routed: bool,
     pub(super) over: bool,
 }
 
@@ -74,6 +76,7 @@ pub(super) struct Bounced {
 
 /// A presence that was read.
 #[derive(Clone, Debug)]
+#[allow(dead_code)] // printed
 pub(super) struct Shown {
     pub(super) from: String,
     pub(super) kind: String,
@@ -263,7 +266,9 @@ impl Probe {
         for settled in past.unsettled.drain(..(h - past.acknowledged) as usize) {
             notes.journal.acknowledged.extend(settled.map(|(id, _)| id));
         }
-        self.again.extend(past.unsettled.into_iter().flatten());
+        // What came back as an error has had its end.
+        let fresh = |(id, _): &(String, String)| !notes.journal.errors.contains_key(id);
+        self.again.extend(past.unsettled.into_iter().flatten().filter(fresh));
         Ok(())
     }
 
@@ -271,7 +276,7 @@ impl Probe {
         let begun = *self.orders.borrow_and_update();
         let mut marked = self.notes.open().marked;
         if begun.marker > marked {
-            self.mark(&mut wire, begun.marker).await?;
+            self.mark(&mut wire, begun).await?;
             marked = begun.marker;
         }
         let mut tick = tokio::time::interval(self.seat.every);
@@ -303,7 +308,7 @@ impl Probe {
                     sending = now.sending;
                     if now.marker > marked {
                         marked = now.marker;
-                        self.mark(&mut wire, marked).await?;
+                        self.mark(&mut wire, now).await?;
                     }
                     let away = now.home > begun.home && self.gateway != self.seat.home;
                     if (now.over || away) && !closing {
@@ -344,13 +349,18 @@ impl Probe {
         self.send(wire, Some((id, stanza.clone())), stanza).await
     }
 
-    /// The marker goes the way of messages: to the own full JID. Then one to the own gateway.
-    async fn mark(&mut self, wire: &mut Wire, number: u32) -> Result<()> {
-        let to = self.jid.clone();
-        let ping = "<ping xmlns='urn:xmpp:ping'/>";
-        self.send(wire, None, format!("<iq type='get' id='mark-{number}' to='{to}'>{ping}</iq>"))
-            .await
-            .or(Ok(()))
+    /// Sends a marker; a routed one is to the own full JID, and then to the own gateway.
+    async fn mark(&mut self, wire: &mut Wire, orders: Orders) -> Result<()> {
+        let (number, ping) = (orders.marker, "<ping xmlns='urn:xmpp:ping'/>");
+        let marker = if orders.routed {
+            let to = &self.jid;
+            format!("<iq type='get' id='mark-{number}' to='{to}'>{ping}</iq>")
+        } else {
+            format!("<iq type='get' id='end-{number}'>{ping}</iq>")
+        };
+        // A broken stream is seen by whoever reads it; the marker is sent again on the next.
+        let _ = self.send(wire, None, marker).await;
+        Ok(())
     }
 
     async fn on_element(&mut self, wire: &mut Wire, element: &Element) -> Result<()> {

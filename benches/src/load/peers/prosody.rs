@@ -45,6 +45,7 @@ fn configuration(place: &Place) -> String {
 run_as_root = true
 data_path = "{home}/data"
 pidfile = "{home}/prosody.pid"
+certificates = "{home}"
 log = {{ warn = "{home}/server.log" }}
 interfaces = {{ "127.0.0.1" }}
 c2s_ports = {{ {port} }}

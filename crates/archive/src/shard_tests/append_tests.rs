@@ -293,6 +293,32 @@ fn each_minute_a_heartbeat_counts_each_gateway() {
 }
 
 #[test]
+fn a_heartbeat_that_is_not_written_loses_no_count() {
+    let mut rig = Rig::new();
+    rig.append(chat("a@x/1", "b@x"));
+    rig.full = true;
+    rig.append(chat("a@x/1", "b@x"));
+    rig.pass(Duration::from_secs(60));
+    assert!(rig.acts.is_empty());
+    rig.full = false;
+    rig.hold = true;
+    rig.pass(Duration::from_secs(60));
+    // Behind the heartbeat by number, so it belongs to the next.
+    rig.append(chat("a@x/1", "b@x"));
+    rig.release();
+    rig.release();
+    let (number, beat) = rig.acts.last_key_value().unwrap();
+    assert_eq!((*number, rig.shard.head), (2, 3));
+    let detail: serde_json::Value = serde_json::from_str(&beat.detail).unwrap();
+    assert_eq!(detail["gateways"]["gw1"]["allow"], 1);
+    rig.hold = false;
+    rig.pass(Duration::from_secs(60));
+    let detail: serde_json::Value =
+        serde_json::from_str(&rig.acts.values().last().unwrap().detail).unwrap();
+    assert_eq!(detail["gateways"]["gw1"]["allow"], 1);
+}
+
+#[test]
 fn a_clock_that_goes_back_is_recorded_and_times_do_not() {
     let mut rig = Rig::new();
     rig.append(chat("a@x/1", "b@x"));

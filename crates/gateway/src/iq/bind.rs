@@ -8,7 +8,11 @@ use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification,
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "bind",
-        specifications: &[Specification { name: "RFC 6120", version: "", status: "complete" }],
+        specifications: &[Specification {
+            name: "RFC 6120",
+            version: "",
+            status: "complete",
+        }],
     }
 }
 

@@ -14,7 +14,11 @@ pub(crate) const NODE: &str = "urn:chancery:server";
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "caps",
-        specifications: &[Specification { name: "XEP-0115", version: "1.6.0", status: "complete" }],
+        specifications: &[Specification {
+            name: "XEP-0115",
+            version: "1.6.0",
+            status: "complete",
+        }],
     }
 }
 
@@ -28,12 +32,20 @@ pub(crate) fn own(registrar: &mut Registrar) -> String {
         .filter(|(scope, _)| *scope == Scope::Server)
         .map(|(_, feature)| *feature)
         .collect();
-    let identity = Identity { category: SERVER.0, type_: SERVER.1, lang: "", name: SERVER.2 };
+    let identity = Identity {
+        category: SERVER.0,
+        type_: SERVER.1,
+        lang: "",
+        name: SERVER.2,
+    };
     let ver = verification(&[identity], &features, &[], &sha1);
     let mut out = String::from("<c");
-    for (name, value) in
-        [("xmlns", ns::CAPS), ("hash", "sha-1"), ("node", NODE), ("ver", ver.as_str())]
-    {
+    for (name, value) in [
+        ("xmlns", ns::CAPS),
+        ("hash", "sha-1"),
+        ("node", NODE),
+        ("ver", ver.as_str()),
+    ] {
         push_attr(&mut out, name, value);
     }
     out.push_str("/>");

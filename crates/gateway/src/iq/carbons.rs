@@ -10,7 +10,11 @@ use crate::session::identity::Change;
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "carbons",
-        specifications: &[Specification { name: "XEP-0280", version: "1.0.1", status: "complete" }],
+        specifications: &[Specification {
+            name: "XEP-0280",
+            version: "1.0.1",
+            status: "complete",
+        }],
     }
 }
 

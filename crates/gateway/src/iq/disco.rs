@@ -15,15 +15,34 @@ const ACCOUNT: (&str, &str, &str) = ("account", "registered", "");
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "disco",
-        specifications: &[Specification { name: "XEP-0030", version: "2.5.0", status: "complete" }],
+        specifications: &[Specification {
+            name: "XEP-0030",
+            version: "2.5.0",
+            status: "complete",
+        }],
     }
 }
 
 pub(crate) fn register(registrar: &mut Registrar) {
-    registrar.handle(Scope::Server, ns::DISCO_INFO, "query", Handler::now(Verb::Get, server_info));
-    registrar.handle(Scope::Account, ns::DISCO_INFO, "query", Handler::now(Verb::Get, account_info));
+    registrar.handle(
+        Scope::Server,
+        ns::DISCO_INFO,
+        "query",
+        Handler::now(Verb::Get, server_info),
+    );
+    registrar.handle(
+        Scope::Account,
+        ns::DISCO_INFO,
+        "query",
+        Handler::now(Verb::Get, account_info),
+    );
     for scope in [Scope::Server, Scope::Account] {
-        registrar.handle(scope, ns::DISCO_ITEMS, "query", Handler::now(Verb::Get, items));
+        registrar.handle(
+            scope,
+            ns::DISCO_ITEMS,
+            "query",
+            Handler::now(Verb::Get, items),
+        );
         registrar.disco(scope, ns::DISCO_INFO);
         registrar.disco(scope, ns::DISCO_ITEMS);
     }
@@ -95,8 +114,19 @@ mod tests {
     fn the_domain_shows_what_is_registered() {
         let handlers = Handlers::standard();
         let info = info(&handlers, Scope::Server, Some("n"));
-        for feature in [ns::PING, ns::TIME, ns::VERSION, ns::CARBONS, ns::DISCO_INFO, ns::CAPS] {
-            assert_eq!(info.matches(&format!("var='{feature}'")).count(), 1, "{feature}");
+        for feature in [
+            ns::PING,
+            ns::TIME,
+            ns::VERSION,
+            ns::CARBONS,
+            ns::DISCO_INFO,
+            ns::CAPS,
+        ] {
+            assert_eq!(
+                info.matches(&format!("var='{feature}'")).count(),
+                1,
+                "{feature}"
+            );
         }
         assert!(info.contains("category='server' type='im'"));
         assert!(info.contains("node='n'"));

@@ -7,9 +7,11 @@ pub(crate) mod bind;
 pub(crate) mod caps;
 pub(crate) mod carbons;
 pub(crate) mod disco;
+pub(crate) mod offline;
 pub(crate) mod ping;
 pub(crate) mod roster;
 pub(crate) mod session;
+pub(crate) mod stanza_id;
 pub(crate) mod stream_management;
 pub(crate) mod time;
 pub(crate) mod version;
@@ -99,12 +101,20 @@ pub(crate) enum Verb {
 impl Handler {
     /// Handles at once.
     pub(crate) const fn now(verb: Verb, run: fn(&Request) -> Answer) -> Self {
-        Self { verb, change: None, run: Run::Now(run) }
+        Self {
+            verb,
+            change: None,
+            run: Run::Now(run),
+        }
     }
 
     /// Handles by asking a service.
     pub(crate) const fn ask(verb: Verb, run: fn(Request) -> BoxFuture<'static, Answer>) -> Self {
-        Self { verb, change: None, run: Run::Ask(run) }
+        Self {
+            verb,
+            change: None,
+            run: Run::Ask(run),
+        }
     }
 
     /// The same, behind a change of the session.
@@ -170,6 +180,8 @@ const FEATURES: &[Feature] = &[
     (ping::manifest, ping::register),
     (time::manifest, time::register),
     (carbons::manifest, carbons::register),
+    (offline::manifest, offline::register),
+    (stanza_id::manifest, stanza_id::register),
 ];
 
 /// What was registered, ready for use.
@@ -191,9 +203,18 @@ impl Handlers {
         registrar.disco.sort_unstable();
         registrar.disco.dedup();
         let caps = caps::own(&mut registrar);
-        let Registrar { table, disco, stream_features } = registrar;
+        let Registrar {
+            table,
+            disco,
+            stream_features,
+        } = registrar;
         let stream_features = format!("<stream:features>{stream_features}</stream:features>");
-        Self { table, disco, stream_features, caps }
+        Self {
+            table,
+            disco,
+            stream_features,
+            caps,
+        }
     }
 
     /// What handles this payload.
@@ -206,7 +227,10 @@ impl Handlers {
 
     /// Features of a scope, sorted.
     pub(crate) fn features(&self, scope: Scope) -> impl Iterator<Item = &'static str> + '_ {
-        self.disco.iter().filter(move |(of, _)| *of == scope).map(|(_, feature)| *feature)
+        self.disco
+            .iter()
+            .filter(move |(of, _)| *of == scope)
+            .map(|(_, feature)| *feature)
     }
 
     /// Features of the stream after authentication.
@@ -230,7 +254,11 @@ impl Handlers {
 
 /// What every feature says of itself, for the table of supported specifications.
 pub fn manifests() -> Vec<Manifest> {
-    FEATURES.iter().map(|(manifest, _)| manifest()).chain([caps::manifest()]).collect()
+    FEATURES
+        .iter()
+        .map(|(manifest, _)| manifest())
+        .chain([caps::manifest()])
+        .collect()
 }
 
 /// The handler table for the manual.
@@ -246,7 +274,9 @@ pub fn markdown() -> String {
 
 /// Must nothing else happen until this request is over?
 pub(crate) fn runs_alone(handler: &Handler, request: &Request) -> bool {
-    handler.change.is_some_and(|change| change(request).is_some())
+    handler
+        .change
+        .is_some_and(|change| change(request).is_some())
 }
 
 /// Runs a request.
@@ -280,7 +310,10 @@ async fn answer(
         return Err(StanzaError::new(Condition::BadRequest));
     }
     if let Some(change) = handler.change.and_then(|change| change(&request)) {
-        gateway.update(identity, change).await.map_err(|_| answer::outage())?;
+        gateway
+            .update(identity, change)
+            .await
+            .map_err(|_| answer::outage())?;
     }
     match handler.run {
         Run::Now(run) => run(&request),
@@ -353,7 +386,13 @@ mod tests {
     fn the_stream_advertises_what_is_there() {
         let handlers = Handlers::standard();
         let features = handlers.stream_features();
-        for part in ["xmpp-bind'", "xmpp-session'><optional/>", "urn:xmpp:sm:3", "rosterver", "hash='sha-1'"] {
+        for part in [
+            "xmpp-bind'",
+            "xmpp-session'><optional/>",
+            "urn:xmpp:sm:3",
+            "rosterver",
+            "hash='sha-1'",
+        ] {
             assert!(features.contains(part), "{part} in {features}");
         }
         assert!(features.contains(&handlers.caps));

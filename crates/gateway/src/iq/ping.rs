@@ -7,7 +7,11 @@ use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification,
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "ping",
-        specifications: &[Specification { name: "XEP-0199", version: "2.0.1", status: "complete" }],
+        specifications: &[Specification {
+            name: "XEP-0199",
+            version: "2.0.1",
+            status: "complete",
+        }],
     }
 }
 

@@ -21,8 +21,16 @@ pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "roster",
         specifications: &[
-            Specification { name: "RFC 6121", version: "", status: "partial: no subscription handshake" },
-            Specification { name: "XEP-0237", version: "1.3", status: "complete" },
+            Specification {
+                name: "RFC 6121",
+                version: "",
+                status: "partial: no subscription handshake",
+            },
+            Specification {
+                name: "XEP-0237",
+                version: "1.3",
+                status: "complete",
+            },
         ],
     }
 }
@@ -36,13 +44,23 @@ pub(crate) fn register(registrar: &mut Registrar) {
 }
 
 fn run(request: Request) -> BoxFuture<'static, Answer> {
-    if request.is_set() { set(request).boxed() } else { get(request).boxed() }
+    if request.is_set() {
+        set(request).boxed()
+    } else {
+        get(request).boxed()
+    }
 }
 
 async fn get(request: Request) -> Answer {
-    let known_version = request.payload().and_then(|query| query.attr("ver")).map(str::to_owned);
+    let known_version = request
+        .payload()
+        .and_then(|query| query.attr("ver"))
+        .map(str::to_owned);
     let owner = request.identity.account.to_string();
-    let ask = GetRequest { owner, known_version };
+    let ask = GetRequest {
+        owner,
+        known_version,
+    };
     let roster = request
         .gateway
         .roster
@@ -62,7 +80,10 @@ async fn set(request: Request) -> Answer {
     if item.jid == owner {
         return Err(StanzaError::new(Condition::NotAllowed));
     }
-    let ask = SetRequest { owner, item: Some(item) };
+    let ask = SetRequest {
+        owner,
+        item: Some(item),
+    };
     request
         .gateway
         .roster
@@ -78,7 +99,9 @@ async fn set(request: Request) -> Answer {
 fn read(element: &Element, query: &Child) -> Option<Result<Item, StanzaError>> {
     let bytes = Bytes::copy_from_slice(element.child_bytes(query));
     let query = scan(&bytes, &Limits::after_auth()).ok()?;
-    let [child] = &query.header.children[..] else { return None };
+    let [child] = &query.header.children[..] else {
+        return None;
+    };
     if !child.is("item", ns::ROSTER) {
         return None;
     }
@@ -87,7 +110,11 @@ fn read(element: &Element, query: &Child) -> Option<Result<Item, StanzaError>> {
     };
     let removal = child.attr("subscription") == Some("remove");
     let mut groups: Vec<String> = Vec::new();
-    for group in child.children.iter().filter(|group| group.is("group", ns::ROSTER)) {
+    for group in child
+        .children
+        .iter()
+        .filter(|group| group.is("group", ns::ROSTER))
+    {
         let group = query.child_text(group);
         // §2.3.3: neither twice, nor empty, nor too long.
         if groups.contains(&group) {
@@ -103,8 +130,11 @@ fn read(element: &Element, query: &Child) -> Option<Result<Item, StanzaError>> {
         return Some(Err(StanzaError::new(Condition::NotAcceptable)));
     }
     // §2.1.2.5: any other value of a client is ignored.
-    let subscription =
-        if removal { Subscription::Remove } else { Subscription::Unspecified };
+    let subscription = if removal {
+        Subscription::Remove
+    } else {
+        Subscription::Unspecified
+    };
     Some(Ok(Item {
         jid: jid.to_string(),
         name,
@@ -175,15 +205,25 @@ mod tests {
 
     #[test]
     fn reads_one_item() {
-        let read = item("<query xmlns='jabber:iq:roster'><item jid='Bob@a.test' name='B &amp; b' subscription='both' ask='subscribe'><group>Work &lt;1&gt;</group><group>x</group></item></query>");
+        let read = item(
+            "<query xmlns='jabber:iq:roster'><item jid='Bob@a.test' name='B &amp; b' subscription='both' ask='subscribe'><group>Work &lt;1&gt;</group><group>x</group></item></query>",
+        );
         let read = read.unwrap().unwrap();
         assert_eq!(read.jid, "bob@a.test");
         assert_eq!(read.name, "B & b");
         assert_eq!(read.groups, ["Work <1>", "x"]);
         // only the server says what the subscription is
-        assert_eq!((read.subscription(), read.ask), (Subscription::Unspecified, false));
-        let removal = item("<query xmlns='jabber:iq:roster'><item jid='bob@a.test' subscription='remove'/></query>");
-        assert_eq!(removal.unwrap().unwrap().subscription(), Subscription::Remove);
+        assert_eq!(
+            (read.subscription(), read.ask),
+            (Subscription::Unspecified, false)
+        );
+        let removal = item(
+            "<query xmlns='jabber:iq:roster'><item jid='bob@a.test' subscription='remove'/></query>",
+        );
+        assert_eq!(
+            removal.unwrap().unwrap().subscription(),
+            Subscription::Remove
+        );
     }
 
     #[test]
@@ -211,10 +251,20 @@ mod tests {
             groups: vec!["<g>".into()],
             ..Item::default()
         };
-        let roster = GetResponse { version: "v7".into(), unchanged: false, items: vec![item] };
+        let roster = GetResponse {
+            version: "v7".into(),
+            unchanged: false,
+            items: vec![item],
+        };
         let xml = write(&roster);
         assert!(xml.starts_with("<query xmlns='jabber:iq:roster' ver='v7'>"));
         assert!(xml.contains("subscription='both'><group>&lt;g&gt;</group></item>"));
-        assert_eq!(write(&GetResponse { unchanged: true, ..roster }), "");
+        assert_eq!(
+            write(&GetResponse {
+                unchanged: true,
+                ..roster
+            }),
+            ""
+        );
     }
 }

@@ -9,14 +9,26 @@ use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification,
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "session",
-        specifications: &[Specification { name: "RFC 3921", version: "", status: "partial: the session feature" }],
+        specifications: &[Specification {
+            name: "RFC 3921",
+            version: "",
+            status: "partial: the session feature",
+        }],
     }
 }
 
 pub(crate) fn register(registrar: &mut Registrar) {
-    registrar.stream_feature(&format!("<session xmlns='{}'><optional/></session>", ns::SESSION));
+    registrar.stream_feature(&format!(
+        "<session xmlns='{}'><optional/></session>",
+        ns::SESSION
+    ));
     for scope in [Scope::Server, Scope::Account] {
-        registrar.handle(scope, ns::SESSION, "session", Handler::now(Verb::Set, establish));
+        registrar.handle(
+            scope,
+            ns::SESSION,
+            "session",
+            Handler::now(Verb::Set, establish),
+        );
     }
 }
 

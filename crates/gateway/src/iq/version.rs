@@ -10,16 +10,27 @@ pub(crate) const NAME: &str = "Chancery";
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "version",
-        specifications: &[Specification { name: "XEP-0092", version: "1.1", status: "complete" }],
+        specifications: &[Specification {
+            name: "XEP-0092",
+            version: "1.1",
+            status: "complete",
+        }],
     }
 }
 
 pub(crate) fn register(registrar: &mut Registrar) {
-    registrar.handle(Scope::Server, ns::VERSION, "query", Handler::now(Verb::Get, tell));
+    registrar.handle(
+        Scope::Server,
+        ns::VERSION,
+        "query",
+        Handler::now(Verb::Get, tell),
+    );
     registrar.disco(Scope::Server, ns::VERSION);
 }
 
 fn tell(_: &Request) -> Answer {
     let (ns, version) = (ns::VERSION, env!("CARGO_PKG_VERSION"));
-    Ok(format!("<query xmlns='{ns}'><name>{NAME}</name><version>{version}</version></query>"))
+    Ok(format!(
+        "<query xmlns='{ns}'><name>{NAME}</name><version>{version}</version></query>"
+    ))
 }

@@ -33,7 +33,11 @@ pub(crate) fn denied(verdict: &Verdict) -> StanzaError {
     match verdict.denial() {
         Denial::PolicyViolation => {
             let error = StanzaError::new(Condition::PolicyViolation).with_type(ErrorType::Cancel);
-            if verdict.text.is_empty() { error } else { error.with_text(verdict.text.as_str()) }
+            if verdict.text.is_empty() {
+                error
+            } else {
+                error.with_text(verdict.text.as_str())
+            }
         }
         Denial::RemoteServerNotFound => {
             StanzaError::new(Condition::RemoteServerNotFound).with_type(ErrorType::Cancel)
@@ -65,9 +69,9 @@ pub(crate) fn allowed(outcome: Outcome) -> End {
         // RFC 6121 §8.5: the shard says so only where the table calls for an error.
         Outcome::Gone | Outcome::Full => End::Bounce(absent()),
         Outcome::Wait | Outcome::Never => End::Bounce(outage()),
-        Outcome::Refused | Outcome::Unspecified => {
-            End::Bounce(StanzaError::new(Condition::InternalServerError).with_type(ErrorType::Cancel))
-        }
+        Outcome::Refused | Outcome::Unspecified => End::Bounce(
+            StanzaError::new(Condition::InternalServerError).with_type(ErrorType::Cancel),
+        ),
     }
 }
 
@@ -85,7 +89,11 @@ pub(crate) fn unanswered(error: LaneError, ephemeral: bool, request: bool) -> En
         LaneError::NotSubmitted => End::Bounce(outage()),
         // Cannot be settled: only who waits for an answer gets one.
         LaneError::Lost | LaneError::Unknown if ephemeral => {
-            if request { End::Bounce(outage()) } else { End::Silent }
+            if request {
+                End::Bounce(outage())
+            } else {
+                End::Silent
+            }
         }
         // Unknown is not failed: never bounced.
         LaneError::Lost | LaneError::Unknown => {
@@ -105,13 +113,22 @@ mod tests {
             assert_eq!(unanswered(error, true, false), End::Silent);
             assert_eq!(unanswered(error, true, true), End::Bounce(outage()));
         }
-        assert_eq!(unanswered(LaneError::NotSubmitted, false, false), End::Bounce(outage()));
+        assert_eq!(
+            unanswered(LaneError::NotSubmitted, false, false),
+            End::Bounce(outage())
+        );
     }
 
     #[test]
     fn a_concealed_denial_equals_absence() {
-        let verdict = Verdict { denial: Denial::ServiceUnavailable.into(), ..Verdict::default() };
-        assert_eq!(refused(Outcome::Committed, &verdict), allowed(Outcome::Gone));
+        let verdict = Verdict {
+            denial: Denial::ServiceUnavailable.into(),
+            ..Verdict::default()
+        };
+        assert_eq!(
+            refused(Outcome::Committed, &verdict),
+            allowed(Outcome::Gone)
+        );
         // but our outage is told as such, whatever the verdict
         assert_eq!(refused(Outcome::Wait, &verdict), End::Bounce(outage()));
     }
@@ -123,7 +140,9 @@ mod tests {
             text: "ask compliance".into(),
             ..Verdict::default()
         };
-        let End::Bounce(error) = refused(Outcome::Committed, &verdict) else { unreachable!() };
+        let End::Bounce(error) = refused(Outcome::Committed, &verdict) else {
+            unreachable!()
+        };
         assert_eq!(error.condition, Condition::PolicyViolation);
         assert_eq!(error.text.as_deref(), Some("ask compliance"));
     }

@@ -33,7 +33,11 @@ pub(crate) fn header(inbound: &mut Inbound<'_>) -> Flow {
 pub(crate) fn sender(inbound: &mut Inbound<'_>) -> Flow {
     let identity = inbound.ground.identity;
     let own = |from: &Jid| from.as_str() == &*identity.full || from.as_str() == &*identity.account;
-    match inbound.header.as_ref().and_then(|header| header.from.as_ref()) {
+    match inbound
+        .header
+        .as_ref()
+        .and_then(|header| header.from.as_ref())
+    {
         Some(from) if !own(from) => Flow::End(StreamError::new(StreamCondition::InvalidFrom)),
         _ => Flow::Pass,
     }
@@ -53,8 +57,12 @@ pub(crate) fn forgeries(inbound: &mut Inbound<'_>) -> Flow {
 
 /// Presence: broadcast, addressed, or of the subscription handshake.
 pub(crate) fn presence(inbound: &mut Inbound<'_>) -> Flow {
-    let Some(header) = &inbound.header else { return Flow::Pass };
-    let StanzaType::Presence(type_) = header.type_ else { return Flow::Pass };
+    let Some(header) = &inbound.header else {
+        return Flow::Pass;
+    };
+    let StanzaType::Presence(type_) = header.type_ else {
+        return Flow::Pass;
+    };
     match type_ {
         PresenceType::Available | PresenceType::Unavailable => match &header.to {
             None => Flow::Take(Work::OwnPresence),
@@ -75,14 +83,20 @@ pub(crate) fn presence(inbound: &mut Inbound<'_>) -> Flow {
 
 /// IQs to the server or the own account.
 pub(crate) fn handlers(inbound: &mut Inbound<'_>) -> Flow {
-    let Some(header) = &inbound.header else { return Flow::Pass };
-    let Some(scope) = scope(inbound, header) else { return Flow::Pass };
+    let Some(header) = &inbound.header else {
+        return Flow::Pass;
+    };
+    let Some(scope) = scope(inbound, header) else {
+        return Flow::Pass;
+    };
     match header.type_ {
         StanzaType::Iq(IqType::Get | IqType::Set) => {
-            let handler = header
-                .iq_payload
-                .as_ref()
-                .and_then(|payload| inbound.ground.handlers.find(scope, &payload.ns, &payload.name));
+            let handler = header.iq_payload.as_ref().and_then(|payload| {
+                inbound
+                    .ground
+                    .handlers
+                    .find(scope, &payload.ns, &payload.name)
+            });
             match handler {
                 Some(handler) => Flow::Take(Work::Handle(handler)),
                 // RFC 6120 §8.4
@@ -108,7 +122,9 @@ pub(crate) fn route(_: &mut Inbound<'_>) -> Flow {
 /// Whose handlers a stanza is for; `None` when it goes to somebody. Without `to` it is for the own
 /// account (RFC 6120 §10.3.3).
 fn scope(inbound: &Inbound<'_>, header: &StanzaHeader) -> Option<Scope> {
-    let Some(to) = &header.to else { return Some(Scope::Account) };
+    let Some(to) = &header.to else {
+        return Some(Scope::Account);
+    };
     if to.as_str() == &*inbound.ground.identity.account {
         return Some(Scope::Account);
     }
@@ -131,10 +147,22 @@ mod tests {
         let identity = Identity::example("alice@a.test", "desk");
         let handlers = Handlers::standard();
         let domains = ["a.test".to_owned(), "b.test".to_owned()];
-        let ground = Ground { identity: &identity, domains: &domains, handlers: &handlers };
-        let element =
-            scan(&Bytes::copy_from_slice(xml.as_bytes()), &Limits::after_auth()).unwrap();
-        let mut inbound = Inbound { ground, element, header: None, removed: Vec::new() };
+        let ground = Ground {
+            identity: &identity,
+            domains: &domains,
+            handlers: &handlers,
+        };
+        let element = scan(
+            &Bytes::copy_from_slice(xml.as_bytes()),
+            &Limits::after_auth(),
+        )
+        .unwrap();
+        let mut inbound = Inbound {
+            ground,
+            element,
+            header: None,
+            removed: Vec::new(),
+        };
         match modules::run(&mut inbound) {
             Flow::Pass => "pass".into(),
             Flow::Done => "done".into(),
@@ -150,34 +178,79 @@ mod tests {
     #[test]
     fn each_stanza_takes_its_road() {
         for (xml, expected) in [
-            ("<message to='bob@a.test'><body>x</body></message>", "route -0"),
+            (
+                "<message to='bob@a.test'><body>x</body></message>",
+                "route -0",
+            ),
             ("<message><body>note to self</body></message>", "route -0"),
-            ("<message to='a.test'><body>x</body></message>", "bounce service-unavailable"),
+            (
+                "<message to='a.test'><body>x</body></message>",
+                "bounce service-unavailable",
+            ),
             ("<message to='a.test' type='error'/>", "done"),
             ("<message to='@'/>", "bounce jid-malformed"),
             ("<message from='alice@a.test' to='bob@a.test'/>", "route -0"),
-            ("<message from='ALICE@a.test/desk' to='bob@a.test'/>", "route -0"),
-            ("<message from='alice@a.test/other' to='bob@a.test'/>", "end invalid-from"),
-            ("<message from='mallory@a.test' to='bob@a.test'/>", "end invalid-from"),
-            ("<message to='b@a.test'><stanza-id xmlns='urn:xmpp:sid:0' by='b@a.test' id='1'/></message>", "route -1"),
-            ("<message to='b@a.test'><sent xmlns='urn:xmpp:carbons:2'/></message>", "bounce forbidden"),
+            (
+                "<message from='ALICE@a.test/desk' to='bob@a.test'/>",
+                "route -0",
+            ),
+            (
+                "<message from='alice@a.test/other' to='bob@a.test'/>",
+                "end invalid-from",
+            ),
+            (
+                "<message from='mallory@a.test' to='bob@a.test'/>",
+                "end invalid-from",
+            ),
+            (
+                "<message to='b@a.test'><stanza-id xmlns='urn:xmpp:sid:0' by='b@a.test' id='1'/></message>",
+                "route -1",
+            ),
+            (
+                "<message to='b@a.test'><sent xmlns='urn:xmpp:carbons:2'/></message>",
+                "bounce forbidden",
+            ),
             ("<presence/>", "own presence"),
             ("<presence type='unavailable'/>", "own presence"),
             ("<presence to='bob@a.test'/>", "directed presence"),
             ("<presence to='a.test'/>", "done"),
-            ("<presence to='bob@a.test' type='subscribe'/>", "bounce feature-not-implemented"),
+            (
+                "<presence to='bob@a.test' type='subscribe'/>",
+                "bounce feature-not-implemented",
+            ),
             ("<presence to='bob@a.test' type='probe'/>", "done"),
             ("<presence type='x'/>", "bounce bad-request"),
-            ("<iq type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>", "handle"),
-            ("<iq type='get' id='1' to='b.test'><ping xmlns='urn:xmpp:ping'/></iq>", "handle"),
-            ("<iq type='get' id='1' to='c.test'><ping xmlns='urn:xmpp:ping'/></iq>", "route -0"),
-            ("<iq type='get' id='1' to='bob@a.test'><ping xmlns='urn:xmpp:ping'/></iq>", "route -0"),
-            ("<iq type='get' id='1' to='alice@a.test/desk'><ping xmlns='urn:xmpp:ping'/></iq>", "route -0"),
-            ("<iq type='get' id='1'><x xmlns='urn:unknown'/></iq>", "bounce service-unavailable"),
+            (
+                "<iq type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>",
+                "handle",
+            ),
+            (
+                "<iq type='get' id='1' to='b.test'><ping xmlns='urn:xmpp:ping'/></iq>",
+                "handle",
+            ),
+            (
+                "<iq type='get' id='1' to='c.test'><ping xmlns='urn:xmpp:ping'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='get' id='1' to='bob@a.test'><ping xmlns='urn:xmpp:ping'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='get' id='1' to='alice@a.test/desk'><ping xmlns='urn:xmpp:ping'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='get' id='1'><x xmlns='urn:unknown'/></iq>",
+                "bounce service-unavailable",
+            ),
             ("<iq type='result' id='1'/>", "done"),
             ("<iq type='error' id='1' to='a.test'/>", "done"),
             ("<iq type='get' id='1'/>", "bounce bad-request"),
-            ("<iq type='get'><ping xmlns='urn:xmpp:ping'/></iq>", "bounce bad-request"),
+            (
+                "<iq type='get'><ping xmlns='urn:xmpp:ping'/></iq>",
+                "bounce bad-request",
+            ),
             ("<foo xmlns='urn:x'/>", "end unsupported-stanza-type"),
         ] {
             assert_eq!(verdict(xml), expected, "{xml}");

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use chancery_api::Kind;
 use chancery_api::archive::AppendItem;
 use chancery_xml::{Element, Splice};
-use chancery_xmpp::{StanzaHeader, exempt, ns};
 use chancery_xmpp::stanza as xmpp;
+use chancery_xmpp::{StanzaHeader, exempt, ns};
 
 use crate::session::identity::Identity;
 
@@ -22,7 +22,9 @@ pub(crate) struct Key {
 /// A stanza with the server's stamp: true `from`, own namespace, without forgeries.
 pub(crate) fn stamped(element: &Element, identity: &Identity, removed: &[usize]) -> Bytes {
     let mut splice = Splice::new(element);
-    splice.set_attr("from", Some(&identity.full)).ensure_ns(ns::CLIENT);
+    splice
+        .set_attr("from", Some(&identity.full))
+        .ensure_ns(ns::CLIENT);
     for index in removed {
         splice.remove_child(*index);
     }
@@ -41,19 +43,35 @@ pub(crate) fn item(
     // Removed forgeries do not make a stanza worth recording, but what was there is: a stanza
     // that had any is not exempt.
     let ephemeral = removed.is_empty() && exempt::is_exempt(element, header);
-    let to = header.to.as_ref().map_or(&*identity.account, |to| to.as_str());
+    let to = header
+        .to
+        .as_ref()
+        .map_or(&*identity.account, |to| to.as_str());
     AppendItem {
-        sm_id: if ephemeral { Bytes::new() } else { Bytes::copy_from_slice(&key.sm_id) },
+        sm_id: if ephemeral {
+            Bytes::new()
+        } else {
+            Bytes::copy_from_slice(&key.sm_id)
+        },
         count: if ephemeral { 0 } else { key.count },
         gateway: gateway.to_owned(),
         session: identity.number,
         from: identity.full.to_string(),
         to: to.to_owned(),
         kind: kind(header.kind()).into(),
-        r#type: element.header.type_.as_deref().unwrap_or_default().to_owned(),
+        r#type: element
+            .header
+            .type_
+            .as_deref()
+            .unwrap_or_default()
+            .to_owned(),
         id: header.id.as_deref().unwrap_or_default().to_owned(),
         payload: stamped(element, identity, removed),
-        received: if removed.is_empty() { Bytes::new() } else { element.bytes.clone() },
+        received: if removed.is_empty() {
+            Bytes::new()
+        } else {
+            element.bytes.clone()
+        },
         ephemeral,
         has_body: header.has_body,
         no_copy: header.hints.no_copy || header.private,
@@ -80,16 +98,39 @@ mod tests {
 
     fn build(xml: &str, removed: &[usize]) -> AppendItem {
         let identity = Identity::example("alice@a.test", "desk");
-        let element = scan(&Bytes::copy_from_slice(xml.as_bytes()), &Limits::after_auth()).unwrap();
+        let element = scan(
+            &Bytes::copy_from_slice(xml.as_bytes()),
+            &Limits::after_auth(),
+        )
+        .unwrap();
         let header = StanzaHeader::read(&element).unwrap();
-        item("gw1", &identity, &element, &header, removed, Key { sm_id: [7; 16], count: 3 })
+        item(
+            "gw1",
+            &identity,
+            &element,
+            &header,
+            removed,
+            Key {
+                sm_id: [7; 16],
+                count: 3,
+            },
+        )
     }
 
     #[test]
     fn content_is_recorded_under_its_key() {
-        let item = build("<message to='Bob@a.test' id='1'><body>x</body></message>", &[]);
-        assert_eq!((item.ephemeral, item.count, &item.sm_id[..]), (false, 3, &[7; 16][..]));
-        assert_eq!((item.from.as_str(), item.to.as_str()), ("alice@a.test/desk", "bob@a.test"));
+        let item = build(
+            "<message to='Bob@a.test' id='1'><body>x</body></message>",
+            &[],
+        );
+        assert_eq!(
+            (item.ephemeral, item.count, &item.sm_id[..]),
+            (false, 3, &[7; 16][..])
+        );
+        assert_eq!(
+            (item.from.as_str(), item.to.as_str()),
+            ("alice@a.test/desk", "bob@a.test")
+        );
         let payload = std::str::from_utf8(&item.payload).unwrap();
         assert!(payload.contains("from='alice@a.test/desk'"));
         assert!(payload.contains("xmlns='jabber:client'"));
@@ -113,6 +154,9 @@ mod tests {
 
     #[test]
     fn without_an_address_it_is_for_the_own_account() {
-        assert_eq!(build("<message><body>x</body></message>", &[]).to, "alice@a.test");
+        assert_eq!(
+            build("<message><body>x</body></message>", &[]).to,
+            "alice@a.test"
+        );
     }
 }

@@ -44,9 +44,22 @@ impl From<StreamCondition> for Over {
 }
 
 /// Binds. `None` when the stream is over.
-pub(crate) async fn bind(gateway: Arc<Gateway>, authenticated: Authenticated) -> Option<Box<Session>> {
-    let Authenticated { transport, account, credential_version, .. } = authenticated;
-    let mut unbound = Unbound { gateway, transport, account, credential_version };
+pub(crate) async fn bind(
+    gateway: Arc<Gateway>,
+    authenticated: Authenticated,
+) -> Option<Box<Session>> {
+    let Authenticated {
+        transport,
+        account,
+        credential_version,
+        ..
+    } = authenticated;
+    let mut unbound = Unbound {
+        gateway,
+        transport,
+        account,
+        credential_version,
+    };
     let ending = unbound.gateway.ending.clone();
     let limit = unbound.gateway.config.bind_limit();
     let outcome = tokio::select! {
@@ -57,16 +70,21 @@ pub(crate) async fn bind(gateway: Arc<Gateway>, authenticated: Authenticated) ->
         }
     };
     match outcome {
-        Ok(handle) => {
-            Some(Box::new(Session::new(unbound.gateway, handle, unbound.transport)))
-        }
+        Ok(handle) => Some(Box::new(Session::new(
+            unbound.gateway,
+            handle,
+            unbound.transport,
+        ))),
         Err(Over::Closed { dead: true }) => None,
         Err(Over::Closed { dead: false }) => {
             unbound.transport.close_with(None, CLOSE_LIMIT).await;
             None
         }
         Err(Over::Error(error)) => {
-            unbound.transport.close_with(Some(&error), CLOSE_LIMIT).await;
+            unbound
+                .transport
+                .close_with(Some(&error), CLOSE_LIMIT)
+                .await;
             None
         }
     }
@@ -100,7 +118,10 @@ impl Unbound {
     }
 
     async fn flush(&mut self) -> Result<(), Over> {
-        self.transport.flush().await.map_err(|_| Over::Closed { dead: true })
+        self.transport
+            .flush()
+            .await
+            .map_err(|_| Over::Closed { dead: true })
     }
 
     async fn on_element(&mut self, element: &Element) -> Result<Option<Arc<Handle>>, Over> {
@@ -141,7 +162,11 @@ impl Unbound {
         }
         let bind = element.child("bind", ns::BIND);
         let asked = bind
-            .and_then(|bind| bind.children.iter().find(|child| child.is("resource", ns::BIND)))
+            .and_then(|bind| {
+                bind.children
+                    .iter()
+                    .find(|child| child.is("resource", ns::BIND))
+            })
             .map(|resource| element.child_text(resource));
         let resource = match asked {
             Some(resource) if !resource.is_empty() => resource,
@@ -163,8 +188,10 @@ impl Unbound {
             gateway.ids.id(),
             self.credential_version,
         ));
-        let handle =
-            Arc::new(Handle { identity: Arc::clone(&identity), inbox: Inbox::default() });
+        let handle = Arc::new(Handle {
+            identity: Arc::clone(&identity),
+            inbox: Inbox::default(),
+        });
         match gateway.sessions.enter(&handle) {
             Ok(()) => {}
             // §7.6.2.1
@@ -173,14 +200,18 @@ impl Unbound {
             }
             Err(Refused::CutOff(why)) => return Err(Over::Error(cut_off_error(why))),
         }
-        let guard = Entered { gateway, handle: &handle, kept: false };
+        let guard = Entered {
+            gateway,
+            handle: &handle,
+            kept: false,
+        };
         tell_attach(gateway, &identity);
         let attached = poll_fn(|cx| {
             loop {
                 match ready!(handle.inbox.poll_next(cx)) {
                     Event::Attached => return Poll::Ready(Ok(())),
                     // The stream to the shard is new: it has not heard of us.
-                    Event::LinkUp => tell_attach(gateway, &identity),
+                    Event::LinkUp(_) => tell_attach(gateway, &identity),
                     Event::CutOff(why) => {
                         return Poll::Ready(Err(Over::Error(cut_off_error(why))));
                     }
@@ -254,7 +285,9 @@ impl Drop for Entered<'_> {
 }
 
 fn tell_attach(gateway: &Gateway, identity: &Identity) {
-    gateway.link.tell(AttachDown { item: Some(attach_down::Item::Attach(attach_of(identity))) });
+    gateway.link.tell(AttachDown {
+        item: Some(attach_down::Item::Attach(attach_of(identity))),
+    });
 }
 
 /// The result of a bind.
@@ -279,7 +312,10 @@ fn failed(condition: &str, count: Option<u64>) -> String {
         let h = u32::try_from(count % (1 << 32)).unwrap_or(0);
         push_attr(&mut out, "h", &h.to_string());
     }
-    out.push_str(&format!("><{condition} xmlns='{}'/></failed>", ns::STANZA_ERRORS));
+    out.push_str(&format!(
+        "><{condition} xmlns='{}'/></failed>",
+        ns::STANZA_ERRORS
+    ));
     out
 }
 

@@ -43,7 +43,10 @@ pub(crate) struct Reader<'a> {
 
 impl Delivered {
     pub(crate) fn new(up: Deliver) -> Self {
-        Self { up, original: OnceLock::new() }
+        Self {
+            up,
+            original: OnceLock::new(),
+        }
     }
 
     /// The bytes for one target.
@@ -51,7 +54,11 @@ impl Delivered {
         match target.form() {
             Form::Original => {
                 let built = self.original.get_or_init(|| {
-                    (reader.bare.into(), target.delayed, self.annotated(target, reader))
+                    (
+                        reader.bare.into(),
+                        target.delayed,
+                        self.annotated(target, reader),
+                    )
                 });
                 if &*built.0 == reader.bare && built.1 == target.delayed {
                     return Some(built.2.clone());
@@ -67,10 +74,22 @@ impl Delivered {
 
     /// A copy holds the message as its archive has it; how late it is, the wrapper says.
     fn carbon(&self, side: Direction, target: &Target, reader: Reader<'_>) -> Option<Bytes> {
-        let inner = self.annotated(&Target { delayed: false, ..*target }, reader);
+        let inner = self.annotated(
+            &Target {
+                delayed: false,
+                ..*target
+            },
+            reader,
+        );
         let element = scan(&inner, &Limits::after_auth()).ok()?;
         let stamp = target.delayed.then(|| stamp(self.up.stamp_ms));
-        Some(carbons::wrap(side, &element, reader.bare, reader.full, stamp.as_deref()))
+        Some(carbons::wrap(
+            side,
+            &element,
+            reader.bare,
+            reader.full,
+            stamp.as_deref(),
+        ))
     }
 
     /// The original with what XEP-0359 and XEP-0203 add. Only messages have a stanza id: another
@@ -99,14 +118,22 @@ impl Delivered {
     /// A roster push is addressed to the session (RFC 6121 §2.1.6).
     fn push(&self, reader: Reader<'_>) -> Option<Bytes> {
         let element = scan(&self.up.payload, &Limits::after_auth()).ok()?;
-        Some(Splice::new(&element).set_attr("to", Some(reader.full)).finish())
+        Some(
+            Splice::new(&element)
+                .set_attr("to", Some(reader.full))
+                .finish(),
+        )
     }
 }
 
 impl PresenceUp {
     /// The stanza for one session: broadcasts are addressed to its bare JID (RFC 6121 §4.2.2).
     pub(crate) fn form(&self, reader: Reader<'_>) -> Bytes {
-        let to = if self.to.is_empty() { reader.bare } else { &self.to };
+        let to = if self.to.is_empty() {
+            reader.bare
+        } else {
+            &self.to
+        };
         insert_to(&self.payload, to)
     }
 }
@@ -123,7 +150,10 @@ pub(crate) fn append_child(stanza: &[u8], child: &str) -> Bytes {
         out.extend_from_slice(root_name(stanza));
         out.push(b'>');
     } else {
-        let end = stanza.iter().rposition(|b| *b == b'<').unwrap_or(stanza.len());
+        let end = stanza
+            .iter()
+            .rposition(|b| *b == b'<')
+            .unwrap_or(stanza.len());
         out.extend_from_slice(&stanza[..end]);
         out.extend_from_slice(child.as_bytes());
         out.extend_from_slice(&stanza[end..]);
@@ -170,7 +200,11 @@ pub(crate) fn stamp(unix_ms: i64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
@@ -186,8 +220,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const READER: Reader<'_> =
-        Reader { bare: "bob@a.test", full: "bob@a.test/phone", domain: "a.test" };
+    const READER: Reader<'_> = Reader {
+        bare: "bob@a.test",
+        full: "bob@a.test/phone",
+        domain: "a.test",
+    };
 
     fn delivered(payload: &str, kind: Kind, number: u64) -> Delivered {
         Delivered::new(Deliver {
@@ -207,24 +244,47 @@ mod tests {
     #[test]
     fn original_has_the_stanza_id_inside() {
         let up = delivered("<message><body>x</body></message>", Kind::Message, 3);
-        let target = Target { form: Form::Original.into(), ..Target::default() };
+        let target = Target {
+            form: Form::Original.into(),
+            ..Target::default()
+        };
         let built = up.form(&target, READER).unwrap();
         assert_eq!(
             text(&built),
             "<message><body>x</body><stanza-id xmlns='urn:xmpp:sid:0' by='bob@a.test' id='f&lt;1'/></message>"
         );
         // shared with the next session of the same owner
-        let again = up.form(&target, Reader { full: "bob@a.test/desk", ..READER }).unwrap();
+        let again = up
+            .form(
+                &target,
+                Reader {
+                    full: "bob@a.test/desk",
+                    ..READER
+                },
+            )
+            .unwrap();
         assert_eq!(built.as_ptr(), again.as_ptr());
         // and never with another owner
-        let other = up.form(&target, Reader { bare: "eve@a.test", ..READER }).unwrap();
+        let other = up
+            .form(
+                &target,
+                Reader {
+                    bare: "eve@a.test",
+                    ..READER
+                },
+            )
+            .unwrap();
         assert!(text(&other).contains("by='eve@a.test'"));
     }
 
     #[test]
     fn delayed_says_when() {
         let up = delivered("<message/>", Kind::Message, 0);
-        let target = Target { form: Form::Original.into(), delayed: true, ..Target::default() };
+        let target = Target {
+            form: Form::Original.into(),
+            delayed: true,
+            ..Target::default()
+        };
         assert_eq!(
             text(&up.form(&target, READER).unwrap()),
             "<message><delay xmlns='urn:xmpp:delay' from='a.test' stamp='2024-02-29T23:59:59.042Z'/></message>"
@@ -234,14 +294,27 @@ mod tests {
     #[test]
     fn an_iq_stays_as_it_is() {
         let up = delivered("<iq id='1'><x xmlns='u'/></iq>", Kind::Iq, 9);
-        let target = Target { form: Form::Original.into(), ..Target::default() };
-        assert_eq!(text(&up.form(&target, READER).unwrap()), "<iq id='1'><x xmlns='u'/></iq>");
+        let target = Target {
+            form: Form::Original.into(),
+            ..Target::default()
+        };
+        assert_eq!(
+            text(&up.form(&target, READER).unwrap()),
+            "<iq id='1'><x xmlns='u'/></iq>"
+        );
     }
 
     #[test]
     fn a_carbon_holds_the_annotated_message() {
-        let up = delivered("<message xmlns='jabber:client' to='c@a.test'/>", Kind::Message, 4);
-        let target = Target { form: Form::CarbonSent.into(), ..Target::default() };
+        let up = delivered(
+            "<message xmlns='jabber:client' to='c@a.test'/>",
+            Kind::Message,
+            4,
+        );
+        let target = Target {
+            form: Form::CarbonSent.into(),
+            ..Target::default()
+        };
         let built = up.form(&target, READER).unwrap();
         let built = text(&built);
         assert!(built.contains("<sent xmlns='urn:xmpp:carbons:2'>"));
@@ -253,15 +326,24 @@ mod tests {
     #[test]
     fn a_push_is_addressed_to_the_session() {
         let up = delivered("<iq xmlns='jabber:client' type='set' id='p'/>", Kind::Iq, 0);
-        let target = Target { form: Form::Push.into(), ..Target::default() };
+        let target = Target {
+            form: Form::Push.into(),
+            ..Target::default()
+        };
         let built = up.form(&target, READER).unwrap();
         assert!(text(&built).contains("to='bob@a.test/phone'"));
     }
 
     #[test]
     fn presence_gets_its_address() {
-        assert_eq!(insert_to(b"<presence/>", "a'b@x"), "<presence to='a&apos;b@x'/>");
-        assert_eq!(insert_to(b"<presence from='x'/>", "b@x"), "<presence to='b@x' from='x'/>");
+        assert_eq!(
+            insert_to(b"<presence/>", "a'b@x"),
+            "<presence to='a&apos;b@x'/>"
+        );
+        assert_eq!(
+            insert_to(b"<presence from='x'/>", "b@x"),
+            "<presence to='b@x' from='x'/>"
+        );
     }
 
     #[test]

@@ -41,11 +41,23 @@ impl Session {
             }
             requests.extend(management.unanswered());
         }
-        requests.extend(self.outgoing.drain().filter_map(|source| unwritten(&source)));
-        self.tell(attach_down::Item::Detach(DetachSession { session: identity.number }));
+        requests.extend(
+            self.outgoing
+                .drain()
+                .filter_map(|source| unwritten(&source)),
+        );
+        self.tell(attach_down::Item::Detach(DetachSession {
+            session: identity.number,
+        }));
         let seen = self.own.as_ref().is_some_and(|own| own.is_available())
             || !identity.followed.lock().directed.is_empty();
-        let Self { gateway, handle, transport, dead, .. } = *self;
+        let Self {
+            gateway,
+            handle,
+            transport,
+            dead,
+            ..
+        } = *self;
         let closing = async {
             if dead {
                 drop(transport);
@@ -92,22 +104,38 @@ fn unwritten(source: &Source) -> Option<Bytes> {
 
 /// Answers a request for a client that is gone (RFC 6120 §8.2.3: every request has an answer).
 async fn bounce(gateway: &Gateway, identity: &Identity, request: &Bytes) {
-    let Ok(original) = scan(request, &Limits::after_auth()) else { return };
-    let Some(requester) = original.header.from.clone() else { return };
+    let Ok(original) = scan(request, &Limits::after_auth()) else {
+        return;
+    };
+    let Some(requester) = original.header.from.clone() else {
+        return;
+    };
     let error = answer::absent();
-    let Some(reply) = error.reply(&original, Some(&identity.full), Some(&requester)) else { return };
-    let Ok(element) = scan(&reply, &Limits::after_auth()) else { return };
-    let Ok(header) = StanzaHeader::read(&element) else { return };
+    let Some(reply) = error.reply(&original, Some(&identity.full), Some(&requester)) else {
+        return;
+    };
+    let Ok(element) = scan(&reply, &Limits::after_auth()) else {
+        return;
+    };
+    let Ok(header) = StanzaHeader::read(&element) else {
+        return;
+    };
     let question = Question {
         from: identity.full.to_string(),
         to: vec![requester.to_string()],
         kind: Kind::Iq,
         type_: "error".to_owned(),
     };
-    let Ok(verdict) = gateway.policy.decide_one(&question).await else { return };
+    let Ok(verdict) = gateway.policy.decide_one(&question).await else {
+        return;
+    };
     gateway.permits.ruled(allows(&verdict));
     let ephemeral = exempt::is_exempt(&element, &header);
-    let key = if ephemeral { Bytes::new() } else { Bytes::copy_from_slice(&gateway.ids.id()) };
+    let key = if ephemeral {
+        Bytes::new()
+    } else {
+        Bytes::copy_from_slice(&gateway.ids.id())
+    };
     let item = AppendItem {
         count: u64::from(!ephemeral),
         sm_id: key,

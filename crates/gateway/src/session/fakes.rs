@@ -1,4 +1,5 @@
-//! The services that a session talks to, as small as a test of the session needs them.
+//! The services that a session talks to, as small as a test of the session needs them. One file,
+//! though a long one: five whole contracts, of which most methods only refuse.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
@@ -43,6 +44,8 @@ pub(crate) struct Log {
     pub(crate) acts: Vec<RecordActRequest>,
     /// Answers are held back.
     pub(crate) held: Option<Vec<(AppendAnswer, Answers<AppendAnswer>)>>,
+    /// Confirms no attachment.
+    pub(crate) mute: bool,
     sessions: Vec<(u64, String)>,
     up: Option<mpsc::Sender<AttachUp>>,
     number: u64,
@@ -57,22 +60,34 @@ impl FakeArchive {
                 log.sessions.retain(|(number, _)| *number != attach.session);
                 log.sessions.push((attach.session, attach.full_jid.clone()));
                 let head = log.number;
-                log.up(attach_up::Item::Attached(Attached { session: attach.session, head }));
+                if !log.mute {
+                    log.up(attach_up::Item::Attached(Attached {
+                        session: attach.session,
+                        head,
+                    }));
+                }
                 log.attached.push(attach);
             }
             Item::Update(update) => {
-                log.up(attach_up::Item::Updated(Updated { session: update.session }));
+                log.up(attach_up::Item::Updated(Updated {
+                    session: update.session,
+                }));
             }
             Item::Detach(detach) => {
                 log.sessions.retain(|(number, _)| *number != detach.session);
                 log.detached.push(detach.session);
-                log.up(attach_up::Item::Detached(Detached { session: detach.session }));
+                log.up(attach_up::Item::Detached(Detached {
+                    session: detach.session,
+                }));
             }
             Item::Acknowledge(acknowledge) => log.acknowledged.extend(acknowledge.numbers),
             Item::Deny(deny) => log.denied.push(deny.number),
             Item::Highest(asked) => {
-                let answer =
-                    HighestCountAnswer { request: asked.request, count: 7, known: true };
+                let answer = HighestCountAnswer {
+                    request: asked.request,
+                    count: 7,
+                    known: true,
+                };
                 log.up(attach_up::Item::Highest(answer));
             }
             Item::Hello(_) | Item::Credit(_) => {}
@@ -105,7 +120,10 @@ impl Log {
     }
 
     fn take(&mut self, item: AppendItem) -> AppendAnswer {
-        let mut answer = AppendAnswer { seq: item.seq, ..AppendAnswer::default() };
+        let mut answer = AppendAnswer {
+            seq: item.seq,
+            ..AppendAnswer::default()
+        };
         answer.set_outcome(Outcome::Committed);
         if !item.ephemeral {
             self.number += 1;
@@ -117,7 +135,9 @@ impl Log {
             let to: Vec<u64> = self
                 .sessions
                 .iter()
-                .filter(|(_, full)| *full == item.to || (item.to == bare && full.starts_with(&format!("{bare}/"))))
+                .filter(|(_, full)| {
+                    *full == item.to || (item.to == bare && full.starts_with(&format!("{bare}/")))
+                })
                 .map(|(number, _)| *number)
                 .collect();
             if to.is_empty() && item.kind() == Kind::Iq {
@@ -211,11 +231,7 @@ impl Archive for ArchiveHandle {
         });
         Ok(near)
     }
-    async fn export(
-        &self,
-        _: &Cx,
-        _: ExportRequest,
-    ) -> Reply<mpsc::Receiver<Reply<ExportChunk>>> {
+    async fn export(&self, _: &Cx, _: ExportRequest) -> Reply<mpsc::Receiver<Reply<ExportChunk>>> {
         no()
     }
 }
@@ -226,6 +242,8 @@ pub(crate) struct FakePolicy {
     /// Accounts that nobody may write to, and how that looks.
     pub(crate) walled: Mutex<Vec<(String, Denial)>>,
     pub(crate) away: Mutex<bool>,
+    /// Sends no heartbeat.
+    pub(crate) silent: Mutex<bool>,
     pub(crate) confirmed: Mutex<u64>,
     pub(crate) asked: Mutex<Vec<DecideItem>>,
     pub(crate) tasks: Tasks,
@@ -237,6 +255,7 @@ impl FakePolicy {
             version: watch::channel(1).0,
             walled: Mutex::default(),
             away: Mutex::default(),
+            silent: Mutex::default(),
             confirmed: Mutex::default(),
             asked: Mutex::default(),
             tasks: Tasks::new(),
@@ -244,9 +263,16 @@ impl FakePolicy {
     }
 
     fn verdict(&self, to: &str) -> Verdict {
-        let mut verdict =
-            Verdict { policy_version: *self.version.borrow(), ..Verdict::default() };
-        match self.walled.lock().iter().find(|(walled, _)| to.starts_with(walled.as_str())) {
+        let mut verdict = Verdict {
+            policy_version: *self.version.borrow(),
+            ..Verdict::default()
+        };
+        match self
+            .walled
+            .lock()
+            .iter()
+            .find(|(walled, _)| to.starts_with(walled.as_str()))
+        {
             Some((_, denial)) => {
                 verdict.set_decision(Decision::Deny);
                 verdict.set_denial(*denial);
@@ -273,7 +299,10 @@ impl LaneService<DecideItem, DecideAnswer> for Decide {
         }
         for item in batch {
             let verdicts = item.to.iter().map(|to| self.0.verdict(to)).collect();
-            answers.send(DecideAnswer { seq: item.seq, verdicts });
+            answers.send(DecideAnswer {
+                seq: item.seq,
+                verdicts,
+            });
             self.0.asked.lock().push(item);
         }
         Ok(())
@@ -306,6 +335,10 @@ impl Policy for PolicyHandle {
         self.0.tasks.spawn("fake policy", async move {
             loop {
                 let current = *version.borrow_and_update();
+                if *policy.silent.lock() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
                 if far.send(policy::WatchUp { version: current }).await.is_err() {
                     return;
                 }
@@ -350,7 +383,10 @@ impl LaneService<PublishItem, PublishAnswer> for Publish {
         answers: &Answers<PublishAnswer>,
     ) -> Reply<()> {
         for item in batch {
-            answers.send(PublishAnswer { seq: item.seq, copies: 0 });
+            answers.send(PublishAnswer {
+                seq: item.seq,
+                copies: 0,
+            });
             self.0.published.lock().push(item);
         }
         Ok(())
@@ -385,7 +421,11 @@ impl Roster for FakeRoster {
             subscription: Subscription::Both.into(),
             ..roster::Item::default()
         };
-        Ok(GetResponse { version: "1".into(), unchanged: false, items: vec![item] })
+        Ok(GetResponse {
+            version: "1".into(),
+            unchanged: false,
+            items: vec![item],
+        })
     }
     async fn set(&self, _: &Cx, _: SetRequest) -> Reply<SetResponse> {
         Ok(SetResponse::default())
@@ -395,7 +435,10 @@ impl Roster for FakeRoster {
     }
     async fn subscriptions(&self, _: &Cx, _: SubscriptionsRequest) -> Reply<SubscriptionsResponse> {
         let both = vec!["bob@a.test".to_owned(), "eve@a.test".to_owned()];
-        Ok(SubscriptionsResponse { from: both.clone(), to: both })
+        Ok(SubscriptionsResponse {
+            from: both.clone(),
+            to: both,
+        })
     }
     async fn clear(&self, _: &Cx, _: ClearRequest) -> Reply<ClearResponse> {
         no()
@@ -434,10 +477,18 @@ impl Directory for FakeDirectory {
     ) -> Reply<VerifyPasswordResponse> {
         no()
     }
-    async fn report_attempt(&self, _: &Cx, _: ReportAttemptRequest) -> Reply<ReportAttemptResponse> {
+    async fn report_attempt(
+        &self,
+        _: &Cx,
+        _: ReportAttemptRequest,
+    ) -> Reply<ReportAttemptResponse> {
         no()
     }
-    async fn change_account(&self, _: &Cx, _: ChangeAccountRequest) -> Reply<ChangeAccountResponse> {
+    async fn change_account(
+        &self,
+        _: &Cx,
+        _: ChangeAccountRequest,
+    ) -> Reply<ChangeAccountResponse> {
         no()
     }
     async fn import_accounts(

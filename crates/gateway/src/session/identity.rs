@@ -97,7 +97,11 @@ impl Identity {
 
     /// The three addresses.
     pub(crate) fn reader(&self) -> Reader<'_> {
-        Reader { bare: &self.account, full: &self.full, domain: &self.domain }
+        Reader {
+            bare: &self.account,
+            full: &self.full,
+            domain: &self.domain,
+        }
     }
 
     /// Why a fact ends this session, if it does. Remembers the account's generation.

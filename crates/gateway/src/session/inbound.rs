@@ -39,7 +39,9 @@ impl Session {
                 self.paused_until = Some(at);
                 break;
             }
-            let Poll::Ready(frame) = self.transport.poll_frame(cx) else { break };
+            let Poll::Ready(frame) = self.transport.poll_frame(cx) else {
+                break;
+            };
             progress = true;
             match frame {
                 Ok(Some(Frame::Element(element))) => self.on_element(element, now),
@@ -65,9 +67,17 @@ impl Session {
         let gateway = Arc::clone(&self.gateway);
         let handle = Arc::clone(&self.handle);
         let domains = gateway.domains.load();
-        let ground =
-            Ground { identity: &handle.identity, domains: &domains, handlers: &gateway.handlers };
-        let mut inbound = Inbound { ground, element, header: None, removed: Vec::new() };
+        let ground = Ground {
+            identity: &handle.identity,
+            domains: &domains,
+            handlers: &gateway.handlers,
+        };
+        let mut inbound = Inbound {
+            ground,
+            element,
+            header: None,
+            removed: Vec::new(),
+        };
         let flow = modules::run(&mut inbound);
         let counted = self.management.is_some();
         if !matches!(flow, Flow::End(_)) {
@@ -76,7 +86,8 @@ impl Session {
         match flow {
             Flow::Pass | Flow::Done => self.window.over(counted, None, End::Silent),
             Flow::Bounce(error) => {
-                self.window.over(counted, Some(inbound.element), End::Bounce(error));
+                self.window
+                    .over(counted, Some(inbound.element), End::Bounce(error));
             }
             Flow::End(error) => self.end(Some(error), DRAIN_LIMIT),
             Flow::Take(work) => self.take(work, inbound, counted),
@@ -84,16 +95,27 @@ impl Session {
     }
 
     fn take(&mut self, work: Work, inbound: Inbound<'_>, counted: bool) {
-        let Inbound { element, header, removed, .. } = inbound;
+        let Inbound {
+            element,
+            header,
+            removed,
+            ..
+        } = inbound;
         let Some(header) = header else { return };
         let identity = Arc::clone(&self.handle.identity);
         match work {
             Work::Handle(handler) => {
-                let request = iq::Request { gateway: Arc::clone(&self.gateway), identity, element };
+                let request = iq::Request {
+                    gateway: Arc::clone(&self.gateway),
+                    identity,
+                    element,
+                };
                 if iq::runs_alone(&handler, &request) {
-                    self.window.alone(counted, iq::run(handler, request).boxed());
+                    self.window
+                        .alone(counted, iq::run(handler, request).boxed());
                 } else {
-                    self.window.handle(counted, iq::run(handler, request).boxed());
+                    self.window
+                        .handle(counted, iq::run(handler, request).boxed());
                 }
             }
             Work::OwnPresence => {
@@ -103,8 +125,7 @@ impl Session {
             }
             Work::DirectedPresence => {
                 let item = self.item(&element, &header, &removed);
-                let work =
-                    presence::directed(Arc::clone(&self.gateway), identity, element, item);
+                let work = presence::directed(Arc::clone(&self.gateway), identity, element, item);
                 self.window.alone(counted, work.boxed());
             }
             Work::Route => {
@@ -118,8 +139,15 @@ impl Session {
     /// The key of the stanza read last. Counts of the client begin with `<enable/>`.
     fn key(&self) -> Key {
         let identity = &self.handle.identity;
-        let sm_id = if self.management.is_some() { identity.sm_id } else { identity.early_id };
-        Key { sm_id, count: self.count }
+        let sm_id = if self.management.is_some() {
+            identity.sm_id
+        } else {
+            identity.early_id
+        };
+        Key {
+            sm_id,
+            count: self.count,
+        }
     }
 
     fn item(
@@ -129,13 +157,23 @@ impl Session {
         removed: &[usize],
     ) -> AppendItem {
         let identity = &self.handle.identity;
-        record::item(&self.gateway.name, identity, element, header, removed, self.key())
+        record::item(
+            &self.gateway.name,
+            identity,
+            element,
+            header,
+            removed,
+            self.key(),
+        )
     }
 
     /// Moves the window, and does what follows.
     pub(super) fn poll_window(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let gateway = Arc::clone(&self.gateway);
-        let shard = Shard { lane: &gateway.append, failpoints: &gateway.failpoints };
+        let shard = Shard {
+            lane: &gateway.append,
+            failpoints: &gateway.failpoints,
+        };
         let effects = self.window.poll(cx, shard, now);
         let progress = !effects.is_empty();
         for effect in effects {
@@ -153,7 +191,11 @@ impl Session {
     fn on_effect(&mut self, effect: Effect, now: Instant) {
         match effect {
             Effect::Write(bytes) => self.write_stanza(&bytes),
-            Effect::Settled { counted, end, element } => self.on_settled(counted, end, element),
+            Effect::Settled {
+                counted,
+                end,
+                element,
+            } => self.on_settled(counted, end, element),
             Effect::Answer => {
                 // What settles later is told without being asked.
                 self.answer_unasked = !self.window.is_empty();
@@ -207,7 +249,12 @@ pub(crate) async fn rule(
     gateway: Arc<crate::service::Gateway>,
     question: Question,
 ) -> Result<chancery_api::Verdict, Undecided> {
-    if gateway.failpoints.hit("gateway::stanza::parsed").await.is_err() {
+    if gateway
+        .failpoints
+        .hit("gateway::stanza::parsed")
+        .await
+        .is_err()
+    {
         return Err(Undecided);
     }
     let verdict = gateway.policy.decide_one(&question).await;

@@ -46,10 +46,12 @@ pub(crate) enum Event {
     Detached,
     /// The session's own position is now separate, or again that of the stream.
     Lagging(bool, u64),
-    /// The stream to the shard is open (again): attach.
-    LinkUp,
+    /// The stream to the shard is open (again): attach, at this place if none of one's own is known.
+    LinkUp(u64),
     /// A newer policy version is in force.
     PolicyChanged,
+    /// Policy is followed again: what had to wait for it may go on.
+    PolicyBack,
     /// The presence service lost its state: register again.
     Resync,
     /// The account may no longer be here.
@@ -152,7 +154,10 @@ mod tests {
         inbox.push(Event::Updated);
         assert!(inbox.pop_urgent().is_none());
         inbox.push_urgent(Event::CutOff(CutOff::Disabled));
-        assert!(matches!(inbox.pop_urgent(), Some(Event::CutOff(CutOff::Disabled))));
+        assert!(matches!(
+            inbox.pop_urgent(),
+            Some(Event::CutOff(CutOff::Disabled))
+        ));
         assert!(matches!(inbox.pop(), Some(Event::Updated)));
     }
 }

@@ -9,11 +9,11 @@ pub(crate) mod bind;
 pub(crate) mod deliver;
 mod end;
 pub(crate) mod identity;
-pub(crate) mod inbox;
 mod inbound;
+pub(crate) mod inbox;
 mod nonzas;
-pub(crate) mod outgoing;
 mod outbound;
+pub(crate) mod outgoing;
 pub(crate) mod shaping;
 pub(crate) mod stream_management;
 pub(crate) mod table;
@@ -89,8 +89,10 @@ pub(crate) struct Session {
     ask_at: Option<Instant>,
     /// Own place in the log while the session lags.
     position: Option<u64>,
-    /// Confirmed by the shard at least once: a further attachment is `again`.
-    attached: bool,
+    /// The stream to the shard on which it said that it attaches.
+    attached_on: u64,
+    /// The place it attached at again, until the shard confirms: on a further loss it still holds.
+    place: Option<u64>,
     /// Attached again: entries may come twice.
     rejoined: bool,
     timer: Option<Pin<Box<Sleep>>>,
@@ -106,10 +108,17 @@ impl Session {
     pub(crate) fn new(gateway: Arc<Gateway>, handle: Arc<Handle>, transport: Transport) -> Self {
         let now = gateway.clock.monotonic();
         let config = &gateway.config;
-        let stanzas = Rate { per_second: config.stanzas_per_second, burst: config.stanzas_burst };
-        let bytes = Rate { per_second: config.bytes_per_second, burst: config.bytes_burst };
+        let stanzas = Rate {
+            per_second: config.stanzas_per_second,
+            burst: config.stanzas_burst,
+        };
+        let bytes = Rate {
+            per_second: config.bytes_per_second,
+            burst: config.bytes_burst,
+        };
         Self {
             shaping: Shaping::new(stanzas, bytes, now),
+            attached_on: gateway.link.generation(),
             gateway,
             handle,
             transport,
@@ -126,7 +135,7 @@ impl Session {
             asked_at: None,
             ask_at: None,
             position: None,
-            attached: true,
+            place: None,
             rejoined: false,
             timer: None,
             ending: None,
@@ -207,7 +216,9 @@ impl Session {
             progress = true;
         }
         while self.takes_stanzas() {
-            let Poll::Ready(event) = self.handle.inbox.poll_next(cx) else { return progress };
+            let Poll::Ready(event) = self.handle.inbox.poll_next(cx) else {
+                return progress;
+            };
             self.on_event(event);
             progress = true;
         }
@@ -230,7 +241,7 @@ impl Session {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Attached => {
-                self.attached = true;
+                self.place = None;
                 self.handle.identity.followed.lock().attached();
             }
             Event::Updated => self.handle.identity.followed.lock().updated(),
@@ -239,12 +250,18 @@ impl Session {
             Event::End(reason) => self.on_end(reason),
             Event::Detached => {}
             Event::Lagging(lagging, position) => self.position = lagging.then_some(position),
-            Event::LinkUp => self.attach(),
+            Event::LinkUp(place) => self.attach_again(place),
             Event::PolicyChanged => self.publish_again(Why::Refresh),
+            Event::PolicyBack => {
+                self.owed_at = self.owed_at.map(|_| self.gateway.clock.monotonic());
+            }
             Event::Resync => self.publish_again(Why::Resync),
             Event::CutOff(why) => self.on_cut_off(why),
             Event::Shutdown => {
-                self.end(Some(StreamError::new(StreamCondition::SystemShutdown)), SHUTDOWN_LIMIT);
+                self.end(
+                    Some(StreamError::new(StreamCondition::SystemShutdown)),
+                    SHUTDOWN_LIMIT,
+                );
             }
         }
     }
@@ -267,16 +284,26 @@ impl Session {
         self.end(Some(error), Duration::ZERO);
     }
 
-    /// Attaches at the shard (again): a new stream to it knows nothing of this session.
-    fn attach(&mut self) {
-        let identity = &self.handle.identity;
+    /// Attaches at the shard again: a new stream to it knows nothing of this session. `place` is
+    /// that of the stream before.
+    fn attach_again(&mut self, place: u64) {
+        let generation = self.gateway.link.generation();
+        if std::mem::replace(&mut self.attached_on, generation) == generation {
+            return;
+        }
         let mut unacknowledged: Vec<u64> = self.unwritten.clone();
         unacknowledged.extend(self.management.iter().flat_map(|sm| sm.entries()));
         unacknowledged.extend(self.outgoing.entries());
-        let room = if self.management.is_some() { self.managed_credit() } else { CREDIT };
+        let room = if self.management.is_some() {
+            self.managed_credit()
+        } else {
+            CREDIT
+        };
         let out = u32::try_from(unacknowledged.len()).unwrap_or(u32::MAX);
-        self.rejoined |= self.attached;
-        let position = self.position.unwrap_or_else(|| self.gateway.link.head());
+        let position = self.position.or(self.place).unwrap_or(place);
+        self.place = Some(position);
+        self.rejoined = true;
+        let identity = &self.handle.identity;
         let attach = {
             let followed = identity.followed.lock();
             AttachSession {
@@ -285,8 +312,8 @@ impl Session {
                 carbons: followed.carbons,
                 interested: followed.interested,
                 credit: room.saturating_sub(out),
-                again: self.attached,
-                position: if self.attached { position } else { 0 },
+                again: true,
+                position,
                 unacknowledged,
                 ..attach_of(identity)
             }
@@ -321,7 +348,10 @@ impl Session {
             self.ask_at = None;
             progress |= self.request_acknowledgement(now);
         }
-        if self.asked_at.is_some_and(|at| at + ACKNOWLEDGE_LIMIT <= now) {
+        if self
+            .asked_at
+            .is_some_and(|at| at + ACKNOWLEDGE_LIMIT <= now)
+        {
             self.asked_at = None;
             self.fail(StreamCondition::ConnectionTimeout);
             progress = true;
@@ -385,4 +415,8 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
 #[cfg(test)]
 mod fakes;
 #[cfg(test)]
-mod session_tests;
+mod fault_tests;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod talk_tests;

@@ -52,7 +52,9 @@ impl Session {
             self.fail(StreamCondition::BadFormat);
             return;
         };
-        let Some(management) = &mut self.management else { return };
+        let Some(management) = &mut self.management else {
+            return;
+        };
         let Ok(entries) = management.acknowledge(h) else {
             // §6
             let error = StreamError::new(StreamCondition::UndefinedCondition)
@@ -74,7 +76,10 @@ impl Session {
         }
         let credit = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
         let session = self.handle.identity.number;
-        self.tell(attach_down::Item::Acknowledge(Acknowledge { session, numbers }));
+        self.tell(attach_down::Item::Acknowledge(Acknowledge {
+            session,
+            numbers,
+        }));
         self.grant(credit);
     }
 
@@ -94,7 +99,9 @@ impl Session {
 
     /// `<r/>`, unless one is out or nothing waits. True when it was written.
     pub(super) fn request_acknowledgement(&mut self, now: Instant) -> bool {
-        let Some(management) = &mut self.management else { return false };
+        let Some(management) = &mut self.management else {
+            return false;
+        };
         if management.requested || !management.waits() || self.ending.is_some() {
             return false;
         }
@@ -130,7 +137,13 @@ mod tests {
     fn ids_travel_as_hex() {
         let id = [0, 1, 0xfe, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff];
         assert_eq!(unhex(&hex(&id)), Some(id));
-        for bad in ["", "00", "zz0102030405060708090a0b0c0d0e0f", "ä0102030405060708090a0b0c0d0e0", "+10102030405060708090a0b0c0d0e0f"] {
+        for bad in [
+            "",
+            "00",
+            "zz0102030405060708090a0b0c0d0e0f",
+            "ä0102030405060708090a0b0c0d0e0",
+            "+10102030405060708090a0b0c0d0e0f",
+        ] {
             assert_ne!(unhex(bad), Some(id), "{bad}");
         }
     }

@@ -46,7 +46,10 @@ impl Session {
     fn has_out(&self, entry: u64) -> bool {
         self.unwritten.contains(&entry)
             || self.outgoing.entries().any(|n| n == entry)
-            || self.management.iter().any(|sm| sm.entries().any(|n| n == entry))
+            || self
+                .management
+                .iter()
+                .any(|sm| sm.entries().any(|n| n == entry))
     }
 
     /// Writes what may be written under the version in force. The version is held while writing:
@@ -56,6 +59,10 @@ impl Session {
             return false;
         }
         let gateway = Arc::clone(&self.gateway);
+        if !gateway.policy.is_followed(gateway.clock.monotonic()) {
+            // There may be a newer version: everything waits until policy is heard of again.
+            return false;
+        }
         let handle = Arc::clone(&self.handle);
         let reader = handle.identity.reader();
         let ask = |source: &Source| ask_again(&gateway, source, reader);
@@ -87,7 +94,11 @@ impl Session {
             Some(management) => {
                 let size = bytes.len();
                 let request = source.is_request().then_some(bytes);
-                management.sent(Unacked { entry, size, request });
+                management.sent(Unacked {
+                    entry,
+                    size,
+                    request,
+                });
             }
             None if entry != 0 => self.unwritten.push(entry),
             None => {}
@@ -102,7 +113,11 @@ impl Session {
             return;
         }
         let session = self.handle.identity.number;
-        let deny = DenyEntry { session, number, verdict: Some(verdict) };
+        let deny = DenyEntry {
+            session,
+            number,
+            verdict: Some(verdict),
+        };
         self.tell(attach_down::Item::Deny(deny));
         self.grant(1);
     }
@@ -117,12 +132,17 @@ impl Session {
             if management.is_full() {
                 // A client that asks on and on and acknowledges nothing.
                 self.end(
-                    Some(chancery_xmpp::StreamError::new(StreamCondition::PolicyViolation)),
+                    Some(chancery_xmpp::StreamError::new(
+                        StreamCondition::PolicyViolation,
+                    )),
                     super::DRAIN_LIMIT,
                 );
                 return;
             }
-            management.sent(Unacked { size: bytes.len(), ..Unacked::default() });
+            management.sent(Unacked {
+                size: bytes.len(),
+                ..Unacked::default()
+            });
         }
     }
 
@@ -189,7 +209,11 @@ impl Session {
 }
 
 /// Asks policy again about a delivery, with a pause where there was no verdict.
-fn ask_again(gateway: &Arc<Gateway>, source: &Source, reader: super::deliver::Reader<'_>) -> Ruling {
+fn ask_again(
+    gateway: &Arc<Gateway>,
+    source: &Source,
+    reader: super::deliver::Reader<'_>,
+) -> Ruling {
     gateway.metrics.decided_again.inc();
     let question = source.question(reader);
     let gateway = Arc::clone(gateway);

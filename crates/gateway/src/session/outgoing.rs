@@ -80,7 +80,8 @@ impl Source {
 
     /// A roster push.
     pub(crate) fn is_push(&self) -> bool {
-        self.target().is_some_and(|t| t.form() == chancery_api::archive::Form::Push)
+        self.target()
+            .is_some_and(|t| t.form() == chancery_api::archive::Form::Push)
     }
 
     /// The bytes as written.
@@ -131,7 +132,11 @@ impl Outgoing {
 
     pub(crate) fn push(&mut self, source: Source) {
         let version = source.version().unwrap_or(u64::MAX);
-        self.waiting.push_back(Waiting { source, version, ruling: None });
+        self.waiting.push_back(Waiting {
+            source,
+            version,
+            ruling: None,
+        });
     }
 
     /// The next one, under `current`. `ask` starts a question; while policy is away it is asked
@@ -151,7 +156,9 @@ impl Outgoing {
             Some(first) if first.version >= current && first.ruling.is_none() => {}
             _ => return Poll::Pending,
         }
-        self.waiting.pop_front().map_or(Poll::Pending, |w| Poll::Ready(Next::Write(w.source)))
+        self.waiting
+            .pop_front()
+            .map_or(Poll::Pending, |w| Poll::Ready(Next::Write(w.source)))
     }
 
     /// Asks about what needs it and takes over verdicts; stops at a denial.
@@ -188,7 +195,10 @@ impl Outgoing {
 
     /// Entries that wait here.
     pub(crate) fn entries(&self) -> impl Iterator<Item = u64> + '_ {
-        self.waiting.iter().map(|waiting| waiting.source.entry()).filter(|n| *n != 0)
+        self.waiting
+            .iter()
+            .map(|waiting| waiting.source.entry())
+            .filter(|n| *n != 0)
     }
 
     /// Takes everything.
@@ -222,9 +232,19 @@ mod tests {
 
     impl Bench {
         fn entry(&mut self, number: u64, policy_version: u64) {
-            let target = Target { entry: true, form: Form::Original.into(), ..Target::default() };
-            let up = Deliver { number, policy_version, targets: vec![target], ..Deliver::default() };
-            self.outgoing.push(Source::Log(Arc::new(Delivered::new(up)), 0));
+            let target = Target {
+                entry: true,
+                form: Form::Original.into(),
+                ..Target::default()
+            };
+            let up = Deliver {
+                number,
+                policy_version,
+                targets: vec![target],
+                ..Deliver::default()
+            };
+            self.outgoing
+                .push(Source::Log(Arc::new(Delivered::new(up)), 0));
         }
 
         fn next(&mut self, current: u64) -> String {
@@ -235,7 +255,10 @@ mod tests {
                 asked.borrow_mut().insert(source.entry(), tx);
                 rx.map(|got| got.unwrap_or(Err(Undecided))).boxed()
             };
-            match self.outgoing.poll_next(&mut Context::from_waker(&waker), current, &ask) {
+            match self
+                .outgoing
+                .poll_next(&mut Context::from_waker(&waker), current, &ask)
+            {
                 Poll::Ready(Next::Write(source)) => format!("write {}", source.entry()),
                 Poll::Ready(Next::Denied(source, _)) => format!("denied {}", source.entry()),
                 Poll::Pending => "wait".into(),
@@ -248,7 +271,12 @@ mod tests {
                 policy_version,
                 ..Verdict::default()
             });
-            self.asked.borrow_mut().remove(&number).unwrap().send(answer).unwrap();
+            self.asked
+                .borrow_mut()
+                .remove(&number)
+                .unwrap()
+                .send(answer)
+                .unwrap();
         }
     }
 
@@ -294,8 +322,12 @@ mod tests {
             unavailable,
             to: String::new(),
         };
-        bench.outgoing.push(Source::Presence(Arc::new(presence(true))));
-        bench.outgoing.push(Source::Presence(Arc::new(presence(false))));
+        bench
+            .outgoing
+            .push(Source::Presence(Arc::new(presence(true))));
+        bench
+            .outgoing
+            .push(Source::Presence(Arc::new(presence(false))));
         assert_eq!(bench.next(1), "write 1");
         assert_eq!(bench.next(1), "write 0");
         assert_eq!(bench.next(1), "wait");

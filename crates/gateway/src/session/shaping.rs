@@ -33,7 +33,11 @@ pub(crate) struct Shaping {
 
 impl Bucket {
     fn new(rate: Rate, now: Instant) -> Self {
-        Self { rate, milli_tokens: scaled(rate.burst.into()), filled_at: now }
+        Self {
+            rate,
+            milli_tokens: scaled(rate.burst.into()),
+            filled_at: now,
+        }
     }
 
     /// When there is something to take again; `None` when there is now.
@@ -48,7 +52,9 @@ impl Bucket {
             self.milli_tokens = self.milli_tokens.saturating_add(gained).min(room);
             self.filled_at = now;
         }
-        let missing = u64::try_from(1 - self.milli_tokens).ok().filter(|missing| *missing > 0)?;
+        let missing = u64::try_from(1 - self.milli_tokens)
+            .ok()
+            .filter(|missing| *missing > 0)?;
         Some(now + Duration::from_micros((missing * 1000).div_ceil(rate)))
     }
 
@@ -60,12 +66,17 @@ impl Bucket {
 impl Shaping {
     /// Full buckets.
     pub(crate) fn new(stanzas: Rate, bytes: Rate, now: Instant) -> Self {
-        Self { stanzas: Bucket::new(stanzas, now), bytes: Bucket::new(bytes, now) }
+        Self {
+            stanzas: Bucket::new(stanzas, now),
+            bytes: Bucket::new(bytes, now),
+        }
     }
 
     /// When reading may go on; `None` when it may now.
     pub(crate) fn closed_until(&mut self, now: Instant) -> Option<Instant> {
-        self.stanzas.closed_until(now).max(self.bytes.closed_until(now))
+        self.stanzas
+            .closed_until(now)
+            .max(self.bytes.closed_until(now))
     }
 
     /// A stanza of so many bytes was read.
@@ -86,8 +97,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_then_the_rate() {
         let start = Instant::now();
-        let plenty = Rate { per_second: 1000, burst: 1_000_000 };
-        let mut shaping = Shaping::new(Rate { per_second: 10, burst: 3 }, plenty, start);
+        let plenty = Rate {
+            per_second: 1000,
+            burst: 1_000_000,
+        };
+        let mut shaping = Shaping::new(
+            Rate {
+                per_second: 10,
+                burst: 3,
+            },
+            plenty,
+            start,
+        );
         for _ in 0..3 {
             assert_eq!(shaping.closed_until(start), None);
             shaping.took(1);
@@ -98,10 +119,17 @@ mod tests {
         let later = start + Duration::from_millis(1);
         assert_eq!(shaping.closed_until(later), None);
         shaping.took(1);
-        assert!(shaping.closed_until(later).is_some_and(|at| at > later + Duration::from_millis(95)));
+        assert!(
+            shaping
+                .closed_until(later)
+                .is_some_and(|at| at > later + Duration::from_millis(95))
+        );
         // ten seconds of silence fill no more than the burst
         let mut taken = 0;
-        while shaping.closed_until(later + Duration::from_secs(10)).is_none() {
+        while shaping
+            .closed_until(later + Duration::from_secs(10))
+            .is_none()
+        {
             shaping.took(1);
             taken += 1;
         }
@@ -111,8 +139,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_large_stanza_is_paid_for() {
         let now = Instant::now();
-        let plenty = Rate { per_second: 1000, burst: 1000 };
-        let mut shaping = Shaping::new(plenty, Rate { per_second: 1000, burst: 100 }, now);
+        let plenty = Rate {
+            per_second: 1000,
+            burst: 1000,
+        };
+        let mut shaping = Shaping::new(
+            plenty,
+            Rate {
+                per_second: 1000,
+                burst: 100,
+            },
+            now,
+        );
         assert_eq!(shaping.closed_until(now), None);
         shaping.took(2100);
         let until = shaping.closed_until(now);

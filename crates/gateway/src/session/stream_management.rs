@@ -46,7 +46,11 @@ impl StreamManagement {
     /// A stream on which nothing was counted; its queue holds so much. Entries are held by credit,
     /// far below; anything else that fills it ends the session.
     pub(crate) fn new(stanzas: u32, bytes: u32) -> Self {
-        Self { limit_stanzas: stanzas as usize, limit_bytes: bytes as usize, ..Self::default() }
+        Self {
+            limit_stanzas: stanzas as usize,
+            limit_bytes: bytes as usize,
+            ..Self::default()
+        }
     }
 
     /// One more stanza of the client is handled.
@@ -117,17 +121,28 @@ impl StreamManagement {
 
     /// Entries without acknowledgement.
     pub(crate) fn entries(&self) -> impl Iterator<Item = u64> + '_ {
-        self.queue.iter().map(|unacked| unacked.entry).filter(|n| *n != 0)
+        self.queue
+            .iter()
+            .map(|unacked| unacked.entry)
+            .filter(|n| *n != 0)
     }
 
     /// Takes the IQ requests that were written and never acknowledged.
     pub(crate) fn unanswered(&mut self) -> Vec<Bytes> {
-        self.queue.drain(..).filter_map(|unacked| unacked.request).collect()
+        self.queue
+            .drain(..)
+            .filter_map(|unacked| unacked.request)
+            .collect()
     }
 
     #[cfg(test)]
     fn at(count: u32) -> Self {
-        Self { handled: count, told: count, acked: count, ..Self::new(4, 100) }
+        Self {
+            handled: count,
+            told: count,
+            acked: count,
+            ..Self::new(4, 100)
+        }
     }
 }
 
@@ -137,7 +152,11 @@ mod tests {
     use super::*;
 
     fn entry(number: u64) -> Unacked {
-        Unacked { entry: number, size: 10, request: None }
+        Unacked {
+            entry: number,
+            size: 10,
+            request: None,
+        }
     }
 
     #[test]
@@ -172,7 +191,10 @@ mod tests {
         assert!(sm.is_full());
         sm.acknowledge(4).unwrap();
         assert!(!sm.is_full());
-        sm.sent(Unacked { size: 100, ..Unacked::default() });
+        sm.sent(Unacked {
+            size: 100,
+            ..Unacked::default()
+        });
         assert!(sm.is_full());
     }
 

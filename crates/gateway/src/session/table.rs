@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chancery_api::directory::{AccountFact, AccountState};
 use parking_lot::{Mutex, RwLock};
 
-use super::inbox::{CutOff, Event, Inbox};
 use super::identity::Identity;
+use super::inbox::{CutOff, Event, Inbox};
 
 /// Sessions that one account may have on one gateway (XEP-0205); the next bind is refused.
 pub(crate) const SESSIONS_PER_ACCOUNT: usize = 64;
@@ -105,7 +105,9 @@ impl Sessions {
     /// Puts an event into one session's inbox; false when there is no such session.
     pub(crate) fn push(&self, number: u64, event: Event) -> bool {
         let rows = self.rows.read();
-        let Some(handle) = rows.by_number.get(&number) else { return false };
+        let Some(handle) = rows.by_number.get(&number) else {
+            return false;
+        };
         handle.inbox.push(event);
         true
     }
@@ -137,7 +139,9 @@ impl Sessions {
         let rows = self.rows.read();
         let mut told = 0;
         for number in rows.by_account.get(&*fact.jid).into_iter().flatten() {
-            let Some(handle) = rows.by_number.get(number) else { continue };
+            let Some(handle) = rows.by_number.get(number) else {
+                continue;
+            };
             if let Some(why) = handle.identity.cut_off(fact) {
                 handle.inbox.push_urgent(Event::CutOff(why));
                 told += 1;
@@ -174,7 +178,11 @@ impl Sessions {
 
     fn remember(&self, fact: &AccountFact) {
         let mut recent = self.recent.lock();
-        if recent.facts.insert(fact.jid.clone(), fact.clone()).is_some() {
+        if recent
+            .facts
+            .insert(fact.jid.clone(), fact.clone())
+            .is_some()
+        {
             return;
         }
         recent.order.push_back(fact.jid.clone());
@@ -207,11 +215,24 @@ mod tests {
         let mut identity = Identity::example(account, "r");
         identity.number = sessions.next_number();
         identity.credential_version = 5;
-        Arc::new(Handle { identity: Arc::new(identity), inbox: Inbox::default() })
+        Arc::new(Handle {
+            identity: Arc::new(identity),
+            inbox: Inbox::default(),
+        })
     }
 
-    fn fact(jid: &str, state: AccountState, credential_version: u64, generation: u64) -> AccountFact {
-        AccountFact { jid: jid.into(), state: state.into(), credential_version, generation }
+    fn fact(
+        jid: &str,
+        state: AccountState,
+        credential_version: u64,
+        generation: u64,
+    ) -> AccountFact {
+        AccountFact {
+            jid: jid.into(),
+            state: state.into(),
+            credential_version,
+            generation,
+        }
     }
 
     #[test]
@@ -221,17 +242,32 @@ mod tests {
         let bob = handle(&sessions, "bob@a.test");
         sessions.enter(&alice).unwrap();
         sessions.enter(&bob).unwrap();
-        assert_eq!(sessions.apply(&fact("alice@a.test", AccountState::Active, 5, 1)), 0);
-        assert_eq!(sessions.apply(&fact("alice@a.test", AccountState::Active, 6, 1)), 1);
+        assert_eq!(
+            sessions.apply(&fact("alice@a.test", AccountState::Active, 5, 1)),
+            0
+        );
+        assert_eq!(
+            sessions.apply(&fact("alice@a.test", AccountState::Active, 6, 1)),
+            1
+        );
         assert!(matches!(
             alice.inbox.pop_urgent(),
             Some(Event::CutOff(CutOff::Credentials))
         ));
         assert!(bob.inbox.pop_urgent().is_none());
-        assert_eq!(sessions.apply(&fact("bob@a.test", AccountState::Active, 5, 1)), 0);
+        assert_eq!(
+            sessions.apply(&fact("bob@a.test", AccountState::Active, 5, 1)),
+            0
+        );
         // the name was taken by another account since
-        assert_eq!(sessions.apply(&fact("bob@a.test", AccountState::Active, 5, 2)), 1);
-        assert!(matches!(bob.inbox.pop_urgent(), Some(Event::CutOff(CutOff::Deleted))));
+        assert_eq!(
+            sessions.apply(&fact("bob@a.test", AccountState::Active, 5, 2)),
+            1
+        );
+        assert!(matches!(
+            bob.inbox.pop_urgent(),
+            Some(Event::CutOff(CutOff::Deleted))
+        ));
     }
 
     #[test]
@@ -239,7 +275,10 @@ mod tests {
         let sessions = Sessions::default();
         sessions.apply(&fact("alice@a.test", AccountState::Disabled, 5, 1));
         let alice = handle(&sessions, "alice@a.test");
-        assert_eq!(sessions.enter(&alice), Err(Refused::CutOff(CutOff::Disabled)));
+        assert_eq!(
+            sessions.enter(&alice),
+            Err(Refused::CutOff(CutOff::Disabled))
+        );
         assert_eq!(sessions.len(), 0);
     }
 

@@ -68,7 +68,11 @@ pub(crate) enum Effect {
     /// A reply of a handler.
     Write(Bytes),
     /// A stanza is over: it counts, and may be answered.
-    Settled { counted: bool, end: End, element: Option<Box<Element>> },
+    Settled {
+        counted: bool,
+        end: End,
+        element: Option<Box<Element>>,
+    },
     /// `<a/>` is due.
     Answer,
     /// Presence has to be tried again.
@@ -116,7 +120,11 @@ impl Window {
         item: AppendItem,
         ruling: Ruling,
     ) {
-        self.push(counted, Some(element), Step::Deciding(ruling, Box::new(item)));
+        self.push(
+            counted,
+            Some(element),
+            Step::Deciding(ruling, Box::new(item)),
+        );
     }
 
     /// A request for a handler; does not wait for others than handlers.
@@ -152,7 +160,11 @@ impl Window {
     }
 
     fn push(&mut self, counted: bool, element: Option<Element>, step: Step) {
-        self.slots.push_back(Slot { counted, element: element.map(Box::new), step });
+        self.slots.push_back(Slot {
+            counted,
+            element: element.map(Box::new),
+            step,
+        });
     }
 
     /// Moves everything as far as it goes.
@@ -185,10 +197,16 @@ impl Window {
 
     fn poll_rulings(&mut self, cx: &mut Context<'_>, effects: &mut Vec<Effect>) {
         for slot in &mut self.slots {
-            let Step::Deciding(ruling, _) = &mut slot.step else { continue };
-            let Poll::Ready(ruled) = ruling.as_mut().poll(cx) else { continue };
+            let Step::Deciding(ruling, _) = &mut slot.step else {
+                continue;
+            };
+            let Poll::Ready(ruled) = ruling.as_mut().poll(cx) else {
+                continue;
+            };
             if let Ok(verdict) = &ruled {
-                effects.push(Effect::Ruled { allowed: allows(verdict) });
+                effects.push(Effect::Ruled {
+                    allowed: allows(verdict),
+                });
             }
             let step = std::mem::replace(&mut slot.step, Step::Over(End::Silent));
             if let Step::Deciding(_, item) = step {
@@ -202,7 +220,9 @@ impl Window {
         for slot in &mut self.slots {
             match &mut slot.step {
                 Step::Handling(work) => {
-                    let Poll::Ready(handled) = work.as_mut().poll(cx) else { return };
+                    let Poll::Ready(handled) = work.as_mut().poll(cx) else {
+                        return;
+                    };
                     effects.extend(handled.reply.map(Effect::Write));
                     slot.step = Step::Over(End::Silent);
                 }
@@ -224,7 +244,9 @@ impl Window {
             match &mut slot.step {
                 Step::Deciding(..) | Step::Alone(_) => return,
                 Step::Submitting(work, _) => {
-                    let Poll::Ready(taken) = work.as_mut().poll(cx) else { return };
+                    let Poll::Ready(taken) = work.as_mut().poll(cx) else {
+                        return;
+                    };
                     let step = std::mem::replace(&mut slot.step, Step::Over(End::Silent));
                     if let Step::Submitting(_, route) = step {
                         slot.step = match taken {
@@ -244,8 +266,12 @@ impl Window {
 
     fn poll_answers(&mut self, cx: &mut Context<'_>, effects: &mut Vec<Effect>) {
         for slot in &mut self.slots {
-            let Step::Appending(answer, route) = &mut slot.step else { continue };
-            let Poll::Ready(answered) = answer.as_mut().poll(cx) else { continue };
+            let Step::Appending(answer, route) = &mut slot.step else {
+                continue;
+            };
+            let Poll::Ready(answered) = answer.as_mut().poll(cx) else {
+                continue;
+            };
             let end = match answered {
                 Ok(answered) => {
                     let outcome = answered.outcome();
@@ -280,7 +306,9 @@ impl Window {
                     continue;
                 }
                 Step::Alone(work) => {
-                    let Poll::Ready(handled) = work.as_mut().poll(cx) else { break };
+                    let Poll::Ready(handled) = work.as_mut().poll(cx) else {
+                        break;
+                    };
                     effects.extend(handled.reply.map(Effect::Write));
                     effects.extend(handled.owed.map(Effect::Owed));
                     self.alone -= 1;
@@ -289,8 +317,17 @@ impl Window {
                 }
                 _ => break,
             }
-            if let Some(Slot { counted, element, step: Step::Over(end) }) = self.slots.pop_front() {
-                effects.push(Effect::Settled { counted, end, element });
+            if let Some(Slot {
+                counted,
+                element,
+                step: Step::Over(end),
+            }) = self.slots.pop_front()
+            {
+                effects.push(Effect::Settled {
+                    counted,
+                    end,
+                    element,
+                });
             }
         }
         ran_alone && !self.slots.is_empty()
@@ -308,12 +345,10 @@ impl Window {
 }
 
 /// What a ruling leads to.
-fn start(
-    ruled: Result<Verdict, Undecided>,
-    mut item: Box<AppendItem>,
-    shard: Shard<'_>,
-) -> Step {
-    let Ok(verdict) = ruled else { return Step::Over(End::Bounce(answer::outage())) };
+fn start(ruled: Result<Verdict, Undecided>, mut item: Box<AppendItem>, shard: Shard<'_>) -> Step {
+    let Ok(verdict) = ruled else {
+        return Step::Over(End::Bounce(answer::outage()));
+    };
     if !allows(&verdict) && item.ephemeral {
         return Step::Over(End::Bounce(answer::denied(&verdict)));
     }

@@ -33,7 +33,9 @@ impl LaneService<AppendItem, AppendAnswer> for Log {
             return Err(ApiError::unavailable("away"));
         }
         *self.answers.lock() = Some(answers.clone());
-        self.submitted.lock().extend(batch.into_iter().map(|item| (item.seq, item)));
+        self.submitted
+            .lock()
+            .extend(batch.into_iter().map(|item| (item.seq, item)));
         Ok(())
     }
 }
@@ -49,35 +51,65 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let log = Arc::new(Log::default());
-        let peer = LanePeer { gateway: "g".into(), incarnation: 1 };
+        let peer = LanePeer {
+            gateway: "g".into(),
+            incarnation: 1,
+        };
         let lane = Lane::local(Arc::clone(&log) as Arc<_>, peer);
-        Self { log, lane, failpoints: Failpoints::off(), window: Window::default(), now: Instant::now() }
+        Self {
+            log,
+            lane,
+            failpoints: Failpoints::off(),
+            window: Window::default(),
+            now: Instant::now(),
+        }
     }
 
     /// A message whose verdict comes through the sender.
     fn message(&mut self, count: u64) -> oneshot::Sender<Option<Verdict>> {
-        self.stanza(AppendItem { count, sm_id: Bytes::from_static(&[1; 16]), ..AppendItem::default() })
+        self.stanza(AppendItem {
+            count,
+            sm_id: Bytes::from_static(&[1; 16]),
+            ..AppendItem::default()
+        })
     }
 
     fn stanza(&mut self, item: AppendItem) -> oneshot::Sender<Option<Verdict>> {
         let (tx, rx) = oneshot::channel::<Option<Verdict>>();
         let ruling = rx.map(|got| got.unwrap().ok_or(Undecided)).boxed();
-        let element = scan(&Bytes::from_static(b"<message to='b@a.test' id='1'/>"), &Limits::after_auth()).unwrap();
+        let element = scan(
+            &Bytes::from_static(b"<message to='b@a.test' id='1'/>"),
+            &Limits::after_auth(),
+        )
+        .unwrap();
         self.window.route(true, element, item, ruling);
         tx
     }
 
     fn poll(&mut self) -> Vec<String> {
         let waker = noop_waker();
-        let shard = Shard { lane: &self.lane, failpoints: &self.failpoints };
-        let effects = self.window.poll(&mut Context::from_waker(&waker), shard, self.now);
+        let shard = Shard {
+            lane: &self.lane,
+            failpoints: &self.failpoints,
+        };
+        let effects = self
+            .window
+            .poll(&mut Context::from_waker(&waker), shard, self.now);
         effects
             .into_iter()
             .filter_map(|effect| match effect {
                 Effect::Write(_) => Some("write".to_owned()),
-                Effect::Settled { end: End::Silent, .. } => Some("ok".to_owned()),
-                Effect::Settled { end: End::Bounce(error), .. } => Some(error.condition.as_str().to_owned()),
-                Effect::Settled { end: End::Stream(error), .. } => Some(format!("end {}", error.condition.as_str())),
+                Effect::Settled {
+                    end: End::Silent, ..
+                } => Some("ok".to_owned()),
+                Effect::Settled {
+                    end: End::Bounce(error),
+                    ..
+                } => Some(error.condition.as_str().to_owned()),
+                Effect::Settled {
+                    end: End::Stream(error),
+                    ..
+                } => Some(format!("end {}", error.condition.as_str())),
                 Effect::Answer => Some("a".to_owned()),
                 Effect::Owed(_) => Some("owed".to_owned()),
                 Effect::Ruled { .. } | Effect::Recorded => None,
@@ -86,22 +118,47 @@ impl Bench {
     }
 
     fn counts(&self) -> Vec<u64> {
-        self.log.submitted.lock().iter().map(|(_, item)| item.count).collect()
+        self.log
+            .submitted
+            .lock()
+            .iter()
+            .map(|(_, item)| item.count)
+            .collect()
     }
 
     fn answer(&self, count: u64, outcome: Outcome) {
-        let seq = self.log.submitted.lock().iter().find(|(_, item)| item.count == count).unwrap().0;
+        let seq = self
+            .log
+            .submitted
+            .lock()
+            .iter()
+            .find(|(_, item)| item.count == count)
+            .unwrap()
+            .0;
         let answers = self.log.answers.lock().clone().unwrap();
-        answers.send(AppendAnswer { seq, outcome: outcome.into(), number: 1, ..AppendAnswer::default() });
+        answers.send(AppendAnswer {
+            seq,
+            outcome: outcome.into(),
+            number: 1,
+            ..AppendAnswer::default()
+        });
     }
 }
 
 fn allow() -> Option<Verdict> {
-    Some(Verdict { decision: Decision::Allow.into(), policy_version: 1, ..Verdict::default() })
+    Some(Verdict {
+        decision: Decision::Allow.into(),
+        policy_version: 1,
+        ..Verdict::default()
+    })
 }
 
 fn deny(denial: Denial) -> Option<Verdict> {
-    Some(Verdict { decision: Decision::Deny.into(), denial: denial.into(), ..Verdict::default() })
+    Some(Verdict {
+        decision: Decision::Deny.into(),
+        denial: denial.into(),
+        ..Verdict::default()
+    })
 }
 
 #[tokio::test]
@@ -119,21 +176,41 @@ async fn verdicts_in_any_order_submissions_and_outcomes_in_one() {
     bench.answer(3, Outcome::Committed);
     assert!(bench.poll().is_empty(), "outcomes wait for the first");
     bench.answer(1, Outcome::Full);
-    assert_eq!(bench.poll(), ["service-unavailable", "service-unavailable", "ok"]);
+    assert_eq!(
+        bench.poll(),
+        ["service-unavailable", "service-unavailable", "ok"]
+    );
     assert!(bench.window.is_empty());
 }
 
 #[tokio::test]
 async fn a_denied_stanza_is_recorded_before_it_is_bounced() {
     let mut bench = Bench::new();
-    bench.message(1).send(deny(Denial::PolicyViolation)).unwrap();
+    bench
+        .message(1)
+        .send(deny(Denial::PolicyViolation))
+        .unwrap();
     assert!(bench.poll().is_empty());
-    assert_eq!(bench.log.submitted.lock()[0].1.verdict.clone().unwrap().decision(), Decision::Deny);
+    assert_eq!(
+        bench.log.submitted.lock()[0]
+            .1
+            .verdict
+            .clone()
+            .unwrap()
+            .decision(),
+        Decision::Deny
+    );
     bench.answer(1, Outcome::Committed);
     assert_eq!(bench.poll(), ["policy-violation"]);
     // an exempt one leaves nothing behind
-    let ephemeral = AppendItem { ephemeral: true, ..AppendItem::default() };
-    bench.stanza(ephemeral).send(deny(Denial::ServiceUnavailable)).unwrap();
+    let ephemeral = AppendItem {
+        ephemeral: true,
+        ..AppendItem::default()
+    };
+    bench
+        .stanza(ephemeral)
+        .send(deny(Denial::ServiceUnavailable))
+        .unwrap();
     assert_eq!(bench.poll(), ["service-unavailable"]);
     assert_eq!(bench.log.submitted.lock().len(), 1);
 }
@@ -153,7 +230,10 @@ async fn without_a_verdict_nothing_is_submitted() {
 async fn handlers_do_not_wait_but_count_in_order() {
     let mut bench = Bench::new();
     let verdict = bench.message(1);
-    let reply = Handled { reply: Some(Bytes::from_static(b"<iq/>")), owed: None };
+    let reply = Handled {
+        reply: Some(Bytes::from_static(b"<iq/>")),
+        owed: None,
+    };
     bench.window.handle(true, async move { reply }.boxed());
     assert_eq!(bench.poll(), ["write"]);
     assert_eq!(bench.window.len(), 2);
@@ -167,7 +247,16 @@ async fn handlers_do_not_wait_but_count_in_order() {
 async fn what_runs_alone_waits_for_all_and_stops_reading() {
     let mut bench = Bench::new();
     let verdict = bench.message(1);
-    bench.window.alone(true, async { Handled { reply: None, owed: Some(Why::Changed) } }.boxed());
+    bench.window.alone(
+        true,
+        async {
+            Handled {
+                reply: None,
+                owed: Some(Why::Changed),
+            }
+        }
+        .boxed(),
+    );
     assert!(!bench.window.takes_more());
     assert!(bench.poll().is_empty());
     verdict.send(allow()).unwrap();
@@ -198,7 +287,10 @@ async fn a_request_is_answered_in_its_place_or_in_time() {
 #[tokio::test]
 async fn an_unknown_outcome_ends_the_stream() {
     let mut bench = Bench::new();
-    bench.failpoints.set("gateway::archive::acknowledged", "error").unwrap();
+    bench
+        .failpoints
+        .set("gateway::archive::acknowledged", "error")
+        .unwrap();
     bench.message(1).send(allow()).unwrap();
     bench.poll();
     bench.answer(1, Outcome::Committed);
@@ -208,7 +300,9 @@ async fn an_unknown_outcome_ends_the_stream() {
 #[tokio::test]
 async fn the_window_is_bounded() {
     let mut bench = Bench::new();
-    let verdicts: Vec<_> = (0..WINDOW_STANZAS as u64).map(|n| bench.message(n)).collect();
+    let verdicts: Vec<_> = (0..WINDOW_STANZAS as u64)
+        .map(|n| bench.message(n))
+        .collect();
     assert!(!bench.window.takes_more());
     drop(verdicts);
 }
