@@ -16,7 +16,7 @@ use chancery_evidence::{
     ContentRef, DEPLOYMENT, Direction, Draft, IdempotencyKey, KeyRing, Kind, Outcome, Verdict,
 };
 use chancery_policy::{Decider, Facts, GroupKey, check};
-use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks};
+use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks, Tracer};
 use chancery_xml::{Element, Framer, Limits, Splice, scan};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -195,6 +195,7 @@ fn append(c: &mut Criterion) {
         metrics: Metrics::new(),
         failpoints: Failpoints::off(),
         tasks: tasks.clone(),
+        tracer: Tracer::off(),
         fatal: None,
     };
     let archive = runtime

@@ -1,4 +1,16 @@
 //! Stories in which time, faults or nodes have to be steered, and which a scenario cannot tell.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods
+)]
 
+mod clients;
+mod commands;
+mod evidence;
+mod hostile;
 mod kill;
+mod play;
+mod sessions;
+mod tls;

@@ -38,7 +38,9 @@ fn tell(
     if !accounts.is_empty() {
         server.accounts(accounts)?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(story(server))?;
     drop(runtime);
     server.stop()?;

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chancery_api::archive::{Archive, DropMailboxRequest, ExportRequest, RemoteArchive, StatusRequest};
-use chancery_api::call::Calls;
+use chancery_api::archive::{
+    Archive, DropMailboxRequest, ExportRequest, RemoteArchive, StatusRequest,
+};
 use chancery_api::channel::{self, Credentials};
-use chancery_api::directory::{Directory, ListAccountsRequest, RemoteDirectory};
-use chancery_api::{ApiError, Code, Cx, Role};
-use chancery_testkit::client::Client;
+use chancery_api::directory::{Directory, RemoteDirectory};
+use chancery_api::{ApiError, Calls, Code, Cx, Role};
+use chancery_runtime::{Failpoints, Metrics, Shutdown, Stage, Tasks};
+use chancery_testkit::client::{Client, Login};
 use chancery_testkit::server::{PASSWORD, Server, Setup, Shape};
 use chancery_testkit::wire::{Incoming, Wire, header, trusting};
 use nix::sys::signal::Signal;
@@ -46,7 +48,9 @@ fn c1_injected_bytes_are_not_believed() {
                 other => bail!("{other:?}"),
             }
             // A handshake, if there is one, is followed by nothing that was not asked for.
-            let Ok(mut wire) = wire.upgrade(DOMAIN, server.trust(0)?).await else { continue };
+            let Ok(mut wire) = wire.upgrade(DOMAIN, server.trust(0)?).await else {
+                continue;
+            };
             wire.open(DOMAIN).await?;
             let features = wire.element().await?;
             let text = String::from_utf8_lossy(&features.bytes).into_owned();
@@ -66,8 +70,12 @@ fn c3_clear_text_is_for_starttls_only() {
                 wire.open(DOMAIN).await?;
                 let features = wire.element().await?;
                 let text = String::from_utf8_lossy(&features.bytes).into_owned();
-                ensure!(text.contains("<required") && !text.contains("mechanism"), "{text}");
-                wire.send(plain_auth("mallory").replace("PLAIN", mechanism)).await?;
+                ensure!(
+                    text.contains("<required") && !text.contains("mechanism"),
+                    "{text}"
+                );
+                wire.send(plain_auth("mallory").replace("PLAIN", mechanism))
+                    .await?;
                 let answer = wire.element().await?;
                 let text = String::from_utf8_lossy(&answer.bytes).into_owned();
                 ensure!(text.contains("<encryption-required"), "{text}");
@@ -83,7 +91,10 @@ fn c4_no_second_and_no_old_tls() {
     play(Shape::One, &["mallory"], async |server| {
         let wire = before_auth(server).await?;
         let said = wire.answer_to(STARTTLS.as_bytes()).await?;
-        ensure!(said.contains("<failure") || said.contains("<stream:error>"), "{said}");
+        ensure!(
+            said.contains("<failure") || said.contains("<stream:error>"),
+            "{said}"
+        );
         let login = server.login("mallory", "m", 0)?;
         let client = Client::login(&login).await?;
         let said = client.wire.answer_to(STARTTLS.as_bytes()).await?;
@@ -94,7 +105,10 @@ fn c4_no_second_and_no_old_tls() {
             tcp.write_all(&old_hello(minor))?;
             let mut answer = Vec::new();
             let _ = tcp.read_to_end(&mut answer);
-            ensure!(answer.is_empty() || answer[0] == 21, "3.{minor}: {answer:?}");
+            ensure!(
+                answer.is_empty() || answer[0] == 21,
+                "3.{minor}: {answer:?}"
+            );
         }
         server.client("mallory", "m", 0).await?.close().await
     });
@@ -137,7 +151,11 @@ fn tls_1_2_logs_in_with_its_channel_bound() {
             let mut login = server.login("alice", "a", 0)?;
             login.tls = Arc::new(config.clone());
             login.mechanism = mechanism.into();
-            Client::login(&login).await.context(mechanism)?.close().await?;
+            Client::login(&login)
+                .await
+                .context(mechanism)?
+                .close()
+                .await?;
         }
         Ok(())
     });
@@ -177,7 +195,10 @@ fn c7_strange_handshakes_end_or_succeed() {
                     tls.write_tls(&mut tcp)?;
                 }
             }
-            ensure!(began.elapsed() < Duration::from_secs(10), "neither ended nor done");
+            ensure!(
+                began.elapsed() < Duration::from_secs(10),
+                "neither ended nor done"
+            );
         }
         server.client("alice", "a", 0).await?.close().await
     });
@@ -207,7 +228,9 @@ impl Issued {
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate()?;
-        Ok(Self { authority: rcgen::CertifiedIssuer::self_signed(params, key)? })
+        Ok(Self {
+            authority: rcgen::CertifiedIssuer::self_signed(params, key)?,
+        })
     }
 
     /// PEM of a new certificate and its key.
@@ -244,55 +267,90 @@ fn c10_certificates_are_exchanged_while_it_runs() {
     };
     let first = issued.leaf(2040).unwrap();
     put(&first).unwrap();
-    let config =
-        format!("[tls.\"{DOMAIN}\"]\ncertificate = {chain:?}\nkey = {key:?}\n");
-    let setup = Setup { config, ..Setup::default() };
-    play_with(Shape::One, setup, &["alice"], &["not reloaded"], async |server| {
-        let tls = issued.trust()?;
-        let shown = async || -> Result<Vec<u8>> {
-            let wire = Wire::starttls(server.c2s[0], DOMAIN, Arc::clone(&tls)).await?;
-            wire.certificate.context("no certificate")
-        };
-        let der = |pair: &(String, String)| -> Result<Vec<u8>> {
-            Ok(certificates(pair.0.as_bytes())?[0].to_vec())
-        };
-        ensure!(shown().await? == der(&first)?, "not the configured certificate");
-        let mut login = server.login_trusting("alice", "a", Arc::clone(&tls));
-        let mut live = Client::login(&login).await?;
+    let config = format!("[tls.\"{DOMAIN}\"]\ncertificate = {chain:?}\nkey = {key:?}\n");
+    let setup = Setup {
+        config,
+        ..Setup::default()
+    };
+    play_with(
+        Shape::One,
+        setup,
+        &["alice"],
+        &["not reloaded"],
+        async |server| {
+            let tls = issued.trust()?;
+            let shown = async || -> Result<Vec<u8>> {
+                let wire = Wire::starttls(server.c2s[0], DOMAIN, Arc::clone(&tls)).await?;
+                wire.certificate.context("no certificate")
+            };
+            let der = |pair: &(String, String)| -> Result<Vec<u8>> {
+                Ok(certificates(pair.0.as_bytes())?[0].to_vec())
+            };
+            ensure!(
+                shown().await? == der(&first)?,
+                "not the configured certificate"
+            );
+            let mut login = Login {
+                address: server.c2s[0],
+                direct: false,
+                tls: Arc::clone(&tls),
+                domain: DOMAIN.into(),
+                user: "alice".into(),
+                password: PASSWORD.into(),
+                resource: Some("a".into()),
+                mechanism: "SCRAM-SHA-256".into(),
+            };
+            let mut live = Client::login(&login).await?;
 
-        let second = issued.leaf(2041)?;
-        put(&second)?;
-        server.signal("gateway", Signal::SIGHUP)?;
-        let until = Instant::now() + Duration::from_secs(10);
-        while shown().await? != der(&second)? {
-            ensure!(Instant::now() < until, "the new certificate is not shown");
-        }
-        ensure!(live.until_marker().await?.is_empty(), "the live session was disturbed");
-        // XEP-0440: bound to the certificate that this connection saw.
-        login.mechanism = "SCRAM-SHA-256-PLUS/endpoint".into();
-        login.resource = Some("b".into());
-        Client::login(&login).await?.close().await?;
-
-        let broken = ("-----BEGIN CERTIFICATE-----\nnonsense\n".to_owned(), second.1.clone());
-        let wrong_key = (issued.leaf(2041)?.0, second.1.clone());
-        let expired = issued.leaf(2021)?;
-        for (count, bad) in [broken, wrong_key, expired].iter().enumerate() {
-            put(bad)?;
+            let second = issued.leaf(2041)?;
+            put(&second)?;
             server.signal("gateway", Signal::SIGHUP)?;
             let until = Instant::now() + Duration::from_secs(10);
-            while server.complaints(&[]).len() <= count {
-                ensure!(Instant::now() < until, "no alarm for certificate {count}");
-                live.until_marker().await?;
+            while shown().await? != der(&second)? {
+                ensure!(Instant::now() < until, "the new certificate is not shown");
             }
-            ensure!(shown().await? == der(&second)?, "the bad certificate {count} is shown");
-        }
-        ensure!(live.until_marker().await?.is_empty(), "the live session was disturbed");
-        Ok(())
-    });
+            ensure!(
+                live.until_marker().await?.is_empty(),
+                "the live session was disturbed"
+            );
+            // XEP-0440: bound to the certificate that this connection saw.
+            login.mechanism = "SCRAM-SHA-256-PLUS/endpoint".into();
+            login.resource = Some("b".into());
+            Client::login(&login).await?.close().await?;
+
+            let broken = (
+                "-----BEGIN CERTIFICATE-----\nnonsense\n".to_owned(),
+                second.1.clone(),
+            );
+            let wrong_key = (issued.leaf(2041)?.0, second.1.clone());
+            let expired = issued.leaf(2021)?;
+            for (count, bad) in [broken, wrong_key, expired].iter().enumerate() {
+                put(bad)?;
+                server.signal("gateway", Signal::SIGHUP)?;
+                let until = Instant::now() + Duration::from_secs(10);
+                while server.complaints(&[]).len() <= count {
+                    ensure!(Instant::now() < until, "no alarm for certificate {count}");
+                    live.until_marker().await?;
+                }
+                ensure!(
+                    shown().await? == der(&second)?,
+                    "the bad certificate {count} is shown"
+                );
+            }
+            ensure!(
+                live.until_marker().await?.is_empty(),
+                "the live session was disturbed"
+            );
+            Ok(())
+        },
+    );
 }
 
 fn internal(server: &Server, role: &str) -> Result<Credentials> {
-    let dir = server.home().join("internal/internal");
+    internal_in(&server.home().join("internal/internal"), role)
+}
+
+fn internal_in(dir: &Path, role: &str) -> Result<Credentials> {
     let read = |name: String| std::fs::read(dir.join(&name)).with_context(|| name);
     Ok(Credentials {
         authority: read("authority.pem".into())?,
@@ -301,7 +359,172 @@ fn internal(server: &Server, role: &str) -> Result<Credentials> {
     })
 }
 
-fn archive_of(address: &str, credentials: &Credentials) -> Result<RemoteArchive, ApiError> {
-    let channel = channel::connect(address, Role::Archive, credentials)?;
-    Ok(RemoteArchive::new(channel, Calls::plain(), None))
+/// The lists of who may call what, as a caller with these credentials meets it.
+struct Probe {
+    tasks: Tasks,
+}
+
+impl Probe {
+    fn calls(&self) -> Calls {
+        Calls::new(Failpoints::off(), &Metrics::new())
+    }
+
+    fn archive(&self, server: &Server, credentials: &Credentials) -> Result<RemoteArchive> {
+        let channel = channel::connect(&address(server, "archive")?, Role::Archive, credentials)?;
+        Ok(RemoteArchive::new(
+            channel,
+            self.calls(),
+            self.tasks.clone(),
+        ))
+    }
+
+    fn directory(&self, server: &Server, credentials: &Credentials) -> Result<RemoteDirectory> {
+        let channel =
+            channel::connect(&address(server, "directory")?, Role::Directory, credentials)?;
+        Ok(RemoteDirectory::new(
+            channel,
+            self.calls(),
+            self.tasks.clone(),
+        ))
+    }
+}
+
+fn address(server: &Server, role: &str) -> Result<String> {
+    let found = server.internal.iter().find(|(name, _)| *name == role);
+    Ok(found.context("no such listener")?.1.to_string())
+}
+
+fn denied<T>(what: &str, answer: Result<T, ApiError>) -> Result<()> {
+    match answer {
+        Err(error) if error.code == Code::Denied => Ok(()),
+        Err(error) => bail!("{what}: {error}"),
+        Ok(_) => bail!("{what} was allowed"),
+    }
+}
+
+fn unreachable<T>(what: &str, answer: Result<T, ApiError>) -> Result<()> {
+    match answer {
+        Err(error) if matches!(error.code, Code::Unavailable | Code::Deadline) => Ok(()),
+        Err(error) => bail!("{what}: {error}"),
+        Ok(_) => bail!("{what} was let in"),
+    }
+}
+
+/// K1: the certificate says which role calls, and the table what it may; nobody else gets so far.
+#[test]
+fn k1_internal_channels_know_who_calls() {
+    let refusals = ["refused a call that the table does not allow"];
+    play_with(
+        Shape::Many,
+        Setup::default(),
+        &["alice"],
+        &refusals,
+        async |server| {
+            let shutdown = Shutdown::new();
+            let probe = Probe {
+                tasks: shutdown.tasks(Stage::Log).clone(),
+            };
+            let gateway = internal(server, "gateway")?;
+            let cx = Cx::local().within(Duration::from_secs(5));
+
+            let archive = probe.archive(server, &gateway)?;
+            let export = ExportRequest {
+                domain: DOMAIN.into(),
+                decrypt: true,
+                ..Default::default()
+            };
+            denied(
+                "export by a gateway",
+                archive.export(&cx, export.clone()).await,
+            )?;
+            let drop = DropMailboxRequest {
+                jid: format!("alice@{DOMAIN}"),
+            };
+            denied(
+                "deletion by a gateway",
+                archive.drop_mailbox(&cx, drop).await,
+            )?;
+            denied(
+                "status by a gateway",
+                archive.status(&cx, StatusRequest {}).await,
+            )?;
+            let directory = probe.directory(server, &gateway)?;
+            denied(
+                "accounts by a gateway",
+                directory.list_accounts(&cx, Default::default()).await,
+            )?;
+            // The same channel may do what a gateway does.
+            directory.domains(&cx, Default::default()).await?;
+            let roster = internal(server, "roster")?;
+            denied(
+                "export by roster",
+                probe.archive(server, &roster)?.export(&cx, export).await,
+            )?;
+
+            // A foreign authority, with the right names; and the right authority with a foreign leaf.
+            let foreign = tempfile::tempdir()?;
+            let made = std::process::Command::new(chancery_testkit::server::binary()?)
+                .arg("internal-certs")
+                .arg(foreign.path())
+                .output()?;
+            ensure!(made.status.success(), "internal-certs");
+            let theirs = internal_in(&foreign.path().join("internal"), "gateway")?;
+            let mixed = Credentials {
+                authority: gateway.authority.clone(),
+                ..theirs.clone()
+            };
+            for credentials in [theirs, mixed] {
+                let directory = probe.directory(server, &credentials)?;
+                unreachable(
+                    "a foreign one",
+                    directory.domains(&cx, Default::default()).await,
+                )?;
+            }
+            no_certificate(server, &gateway)?;
+            // K3: broken beginnings leave the listener as it was.
+            let internal: std::net::SocketAddr = address(server, "directory")?.parse()?;
+            for _ in 0..300 {
+                let _ = TcpStream::connect(internal)?
+                    .write_all(b"\x16\x03\x01\x00\x05\xff\xff\xff\xff\xff");
+            }
+            probe
+                .directory(server, &gateway)?
+                .domains(&cx, Default::default())
+                .await?;
+            shutdown.request("the story is told");
+            Ok(())
+        },
+    );
+}
+
+/// A client that shows no certificate is refused in or right after the handshake.
+fn no_certificate(server: &Server, known: &Credentials) -> Result<()> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates(&known.authority)? {
+        roots.add(certificate)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    for role in ["archive", "directory", "policy", "presence", "roster"] {
+        let name = ServerName::try_from(format!("{role}.chancery.internal"))?;
+        let tls = rustls::ClientConnection::new(Arc::new(config.clone()), name)?;
+        let tcp = TcpStream::connect(address(server, role)?)?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut stream = rustls::StreamOwned::new(tls, tcp);
+        let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        let mut answer = [0u8; 64];
+        match stream.read(&mut answer) {
+            Ok(0) => {}
+            Ok(n) => bail!("{role} answered {:?}", &answer[..n]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                bail!("{role} keeps a client without certificate")
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(())
 }

@@ -47,8 +47,8 @@ pub struct Figures {
     pub saturated_us: f64,
     /// Throughput saturated.
     pub saturated_rate: f64,
-    /// At the plan's rate.
-    pub rated_us: f64,
+    /// At the plan's rate, where the server reached it.
+    pub rated_us: Option<f64>,
     /// p99 from write to read at half of the maximum, milliseconds.
     pub p99_ms: f64,
     /// Milliseconds of CPU a login.
@@ -59,8 +59,17 @@ pub struct Figures {
 
 /// Logins under way at once.
 const LOGINS_AT_ONCE: usize = 16;
-/// After a phase, until counters have settled.
+/// Before a phase, until counters have settled.
 const SETTLE: Duration = Duration::from_millis(1500);
+/// Messages of one sender under way at a rate; beyond it the sender waits, and its waiting counts.
+const UNDER_WAY_AT_RATE: usize = 256;
+/// A server that spends less than this in a [`LOOK`] has nothing left to do.
+const QUIET_US: u64 = 25_000;
+const LOOK: Duration = Duration::from_millis(500);
+/// For how long a server is waited for until it is quiet, or has delivered what is under way.
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
+/// Of the rate, what must have been delivered for the figure to be one of that rate.
+const REACHED: f64 = 0.95;
 
 /// Runs all phases.
 pub async fn measure(name: &str, target: &dyn Target, plan: &Plan) -> Result<Figures> {
@@ -69,32 +78,31 @@ pub async fn measure(name: &str, target: &dyn Target, plan: &Plan) -> Result<Fig
         ..Figures::default()
     };
     // First contact: caches, lazy start, the salted passwords.
-    drop(connect(target, plan, plan.users, false).await?);
-    tokio::time::sleep(SETTLE).await;
+    let sessions = connect(target, plan, plan.users, "first", false).await?;
+    close(sessions, target).await?;
 
     let before = meter::cpu_us(&target.pids())?;
-    let sessions = connect(target, plan, plan.logins, false).await?;
+    let sessions = connect(target, plan, plan.logins, "login", false).await?;
     let spent = meter::cpu_us(&target.pids())? - before;
     figures.login_ms = per(spent, plan.logins as u64) / 1000.0;
-    drop(sessions);
-    tokio::time::sleep(SETTLE).await;
+    close(sessions, target).await?;
 
     if plan.idle > 0 {
         let empty = meter::rss(&target.pids())?;
-        let sessions = connect(target, plan, plan.idle, true).await?;
-        tokio::time::sleep(SETTLE).await;
+        let sessions = connect(target, plan, plan.idle, "idle", true).await?;
+        quiet(target).await?;
         let full = meter::rss(&target.pids())?;
         figures.idle_bytes = per(full.saturating_sub(empty), plan.idle as u64);
-        drop(sessions);
-        tokio::time::sleep(SETTLE * 2).await;
+        close(sessions, target).await?;
     }
 
-    let saturated = chat(target, plan, None).await?;
+    let saturated = chat(target, plan, "saturated", None).await?;
     figures.saturated_us = per(saturated.cpu_us, saturated.delivered);
     figures.saturated_rate = saturated.delivered as f64 / plan.period.as_secs_f64();
-    let rated = chat(target, plan, Some(plan.rate)).await?;
-    figures.rated_us = per(rated.cpu_us, rated.delivered);
-    let half = chat(target, plan, Some(figures.saturated_rate / 2.0)).await?;
+    let rated = chat(target, plan, "rate", Some(plan.rate)).await?;
+    let reached = rated.delivered as f64 >= REACHED * plan.rate * plan.period.as_secs_f64();
+    figures.rated_us = reached.then(|| per(rated.cpu_us, rated.delivered));
+    let half = chat(target, plan, "half", Some(figures.saturated_rate / 2.0)).await?;
     figures.p99_ms = half.p99_us as f64 / 1000.0;
     Ok(figures)
 }
@@ -103,18 +111,41 @@ fn per(total: u64, count: u64) -> f64 {
     total as f64 / count.max(1) as f64
 }
 
+/// Ends streams as RFC 6120 §4.4 has it, and waits until the server has digested that.
+async fn close(sessions: Vec<Probe>, target: &dyn Target) -> Result<()> {
+    for mut probe in sessions {
+        probe.send("</stream:stream>").await?;
+    }
+    quiet(target).await
+}
+
+/// Waits until the server has nothing left to do, so that no phase pays for the one before it.
+async fn quiet(target: &dyn Target) -> Result<()> {
+    tokio::time::sleep(SETTLE).await;
+    let until = Instant::now() + QUIET_LIMIT;
+    while Instant::now() < until {
+        let before = meter::cpu_us(&target.pids())?;
+        tokio::time::sleep(LOOK).await;
+        if meter::cpu_us(&target.pids())? - before < QUIET_US {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Connects `count` sessions, spread over the users; equipped with stream management and carbons.
 async fn connect(
     target: &dyn Target,
     plan: &Plan,
     count: usize,
+    phase: &str,
     equip: bool,
 ) -> Result<Vec<Probe>> {
     let room = Arc::new(Semaphore::new(LOGINS_AT_ONCE));
     let mut tasks = JoinSet::new();
     for n in 0..count {
         let account = target.account(n % plan.users);
-        let resource = format!("r{}", n / plan.users);
+        let resource = format!("{phase}{}", n / plan.users);
         let room = Arc::clone(&room);
         tasks.spawn(async move {
             let _room = room.acquire_owned().await?;
@@ -153,17 +184,22 @@ struct Run {
     counting: AtomicBool,
     stop: AtomicBool,
     delivered: AtomicU64,
+    /// In all, whether counting or not.
+    sent: AtomicU64,
+    read: AtomicU64,
     latencies: std::sync::Mutex<Vec<u32>>,
 }
 
 /// Everybody writes to their partner: saturated, or at `rate` messages a second in all.
-async fn chat(target: &dyn Target, plan: &Plan, rate: Option<f64>) -> Result<Chat> {
-    let probes = connect(target, plan, plan.users, true).await?;
+async fn chat(target: &dyn Target, plan: &Plan, phase: &str, rate: Option<f64>) -> Result<Chat> {
+    let probes = connect(target, plan, plan.users, phase, true).await?;
     let run = Arc::new(Run {
         start: Instant::now(),
         counting: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         delivered: AtomicU64::new(0),
+        sent: AtomicU64::new(0),
+        read: AtomicU64::new(0),
         latencies: std::sync::Mutex::new(Vec::new()),
     });
     let mut sides = Vec::new();
@@ -174,26 +210,19 @@ async fn chat(target: &dyn Target, plan: &Plan, rate: Option<f64>) -> Result<Cha
         reads.push(read);
         sides.push(Arc::new(Side {
             write: Mutex::new(write),
-            room: Semaphore::new(if rate.is_some() {
-                1 << 20
-            } else {
-                plan.under_way
+            room: Semaphore::new(match rate {
+                Some(_) => UNDER_WAY_AT_RATE,
+                None => plan.under_way,
             }),
             // The answer to carbons came after stream management was on: it counts.
             stanzas: AtomicU64::new(1),
         }));
     }
-    tokio::time::sleep(SETTLE).await;
+    quiet(target).await?;
     let mut tasks = JoinSet::new();
     for (n, read) in reads.into_iter().enumerate() {
         let (own, partner) = (Arc::clone(&sides[n]), Arc::clone(&sides[n ^ 1]));
-        tasks.spawn(receive(
-            read,
-            own,
-            partner,
-            Arc::clone(&run),
-            rate.is_none(),
-        ));
+        tasks.spawn(receive(read, own, partner, Arc::clone(&run)));
     }
     let interval = rate.map(|rate| Duration::from_secs_f64(plan.users as f64 / rate));
     for (n, side) in sides.iter().enumerate() {
@@ -214,8 +243,25 @@ async fn chat(target: &dyn Target, plan: &Plan, rate: Option<f64>) -> Result<Cha
     tokio::time::sleep(plan.period).await;
     run.counting.store(false, Ordering::Relaxed);
     let cpu_us = meter::cpu_us(&pids)? - cpu;
+    // Nobody ends before being told.
+    while let Some(ended) = tasks.try_join_next() {
+        ended??;
+    }
     run.stop.store(true, Ordering::Relaxed);
-    tokio::time::sleep(SETTLE).await;
+    let until = Instant::now() + QUIET_LIMIT;
+    while run.read.load(Ordering::Relaxed) < run.sent.load(Ordering::Relaxed)
+        && Instant::now() < until
+    {
+        tokio::time::sleep(LOOK).await;
+    }
+    for side in &sides {
+        let h = side.stanzas.load(Ordering::Relaxed);
+        let end = format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/></stream:stream>");
+        let mut write = side.write.lock().await;
+        write.write_all(end.as_bytes()).await?;
+        write.flush().await?;
+    }
+    quiet(target).await?;
     tasks.shutdown().await;
     let delivered = run.delivered.load(Ordering::Relaxed);
     if delivered == 0 {
@@ -246,17 +292,23 @@ async fn transmit(
         due += offset;
     }
     while !run.stop.load(Ordering::Relaxed) {
+        let mut micros = None;
         if let Some((interval, _)) = paced {
             tokio::time::sleep_until(due).await;
+            if side.room.available_permits() == 0 {
+                // The server is behind: the message is late from when it was due.
+                let since = due.into_std().saturating_duration_since(run.start);
+                micros = Some(since.as_micros());
+            }
             due += interval;
-        } else {
-            side.room.acquire().await?.forget();
         }
+        side.room.acquire().await?.forget();
         n += 1;
-        let micros = run.start.elapsed().as_micros();
+        let micros = micros.unwrap_or_else(|| run.start.elapsed().as_micros());
         let body = format!("@{micros:012}@{:x<86}", "");
         let text =
             format!("<message to='{to}' type='chat' id='l{n}'><body>{body}</body></message>");
+        run.sent.fetch_add(1, Ordering::Relaxed);
         let mut write = side.write.lock().await;
         write.write_all(text.as_bytes()).await?;
         write.flush().await?;
@@ -269,7 +321,6 @@ async fn receive(
     own: Arc<Side>,
     partner: Arc<Side>,
     run: Arc<Run>,
-    saturated: bool,
 ) -> Result<()> {
     let mut buffer: Vec<u8> = Vec::with_capacity(32 * 1024);
     let mut chunk = vec![0u8; 16 * 1024];
@@ -287,7 +338,7 @@ async fn receive(
         while let Some(end) = memchr::memchr(b'>', &buffer[at..]) {
             let tag = &buffer[at..=at + end];
             if let Some(text) = tag.strip_suffix(b"</body>") {
-                message(text, &run, &partner, saturated);
+                message(text, &run, &partner);
             } else if tag.ends_with(b"</message>")
                 || tag.ends_with(b"</presence>")
                 || tag.ends_with(b"</iq>")
@@ -311,10 +362,9 @@ async fn receive(
     }
 }
 
-fn message(text: &[u8], run: &Run, partner: &Side, saturated: bool) {
-    if saturated {
-        partner.room.add_permits(1);
-    }
+fn message(text: &[u8], run: &Run, partner: &Side) {
+    partner.room.add_permits(1);
+    run.read.fetch_add(1, Ordering::Relaxed);
     if !run.counting.load(Ordering::Relaxed) {
         return;
     }

@@ -110,7 +110,9 @@ impl Probe {
         )
         .await?;
         let answer = until(&mut self.tls, &["id='c'", "id=\"c\""]).await?;
-        if answer.contains("type='error'") || answer.contains("type=\"error\"") {
+        // Only this answer: a peer may have sent other errors.
+        let iq = answer.rfind("<iq").map_or("", |at| &answer[at..]);
+        if iq.contains("type='error'") || iq.contains("type=\"error\"") {
             bail!("no carbons: {answer}");
         }
         Ok(())

@@ -19,11 +19,12 @@ pub fn note(text: &str) -> Result<()> {
 /// One target's figures in one line.
 pub fn line(f: &Figures) -> String {
     format!(
-        "| {} | {:.1} | {:.0} | {:.1} | {:.1} | {:.2} | {:.1} |",
+        "| {} | {:.1} | {:.0} | {} | {:.1} | {:.2} | {:.1} |",
         f.name,
         f.saturated_us,
         f.saturated_rate,
-        f.rated_us,
+        f.rated_us
+            .map_or("not reached".into(), |us| format!("{us:.1}")),
         f.p99_ms,
         f.login_ms,
         f.idle_bytes / 1024.0

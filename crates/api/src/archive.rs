@@ -2,8 +2,8 @@
 
 use crate::LanePeer;
 use crate::lane_remote::Settle;
-pub use crate::wire::archive::v1::*;
 use crate::wire::archive::v1::archive_server as stub;
+pub use crate::wire::archive::v1::*;
 use tonic::transport::Channel;
 
 service! {
@@ -47,11 +47,18 @@ fn settler(remote: &RemoteArchive) -> Option<Settle<AppendItem, AppendAnswer>> {
         Box::pin(async move {
             let mut outcomes = Vec::with_capacity(items.len());
             // Also without keys: the call fences the older incarnation.
-            let chunks = if items.is_empty() { vec![&items[..]] } else { items.chunks(SETTLE_KEYS).collect() };
+            let chunks = if items.is_empty() {
+                vec![&items[..]]
+            } else {
+                items.chunks(SETTLE_KEYS).collect()
+            };
             for chunk in chunks {
                 let keys = chunk
                     .iter()
-                    .map(|item| Key { sm_id: item.sm_id.clone(), count: item.count })
+                    .map(|item| Key {
+                        sm_id: item.sm_id.clone(),
+                        count: item.count,
+                    })
                     .collect();
                 let request = SettleRequest {
                     gateway: peer.gateway.clone(),
@@ -59,9 +66,11 @@ fn settler(remote: &RemoteArchive) -> Option<Settle<AppendItem, AppendAnswer>> {
                     keys,
                 };
                 let answers = client.settle(request).await?.into_inner().answers;
-                outcomes.extend(answers.into_iter().map(|answer| {
-                    (answer.outcome() != Outcome::Never).then_some(answer)
-                }));
+                outcomes.extend(
+                    answers
+                        .into_iter()
+                        .map(|answer| (answer.outcome() != Outcome::Never).then_some(answer)),
+                );
             }
             Ok(outcomes)
         })

@@ -10,7 +10,8 @@ use tonic::Status;
 use tonic::metadata::MetadataValue;
 
 use chancery_runtime::metrics::Counters;
-use chancery_runtime::{Failpoints, Metrics};
+use chancery_runtime::trace::Span;
+use chancery_runtime::{Failpoints, Metrics, Tracer};
 
 use crate::{ApiError, Caller, Code, LanePeer};
 
@@ -37,13 +38,24 @@ pub struct Cx {
 impl Cx {
     /// A call from this process with the usual deadline.
     pub fn local() -> Self {
-        Self { caller: Caller::Local, deadline: DEFAULT_DEADLINE, traceparent: None }
+        Self {
+            caller: Caller::Local,
+            deadline: DEFAULT_DEADLINE,
+            traceparent: None,
+        }
     }
 
     /// The same with another deadline.
     #[must_use]
     pub fn within(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// The same on behalf of a span; an empty header is none.
+    #[must_use]
+    pub fn traced(mut self, traceparent: String) -> Self {
+        self.traceparent = Some(traceparent).filter(|header| !header.is_empty());
         self
     }
 }
@@ -64,7 +76,11 @@ impl Calls {
             "calls to other services, by method and outcome",
             &["method", "outcome"],
         );
-        Self { room: Arc::new(Semaphore::new(CALLS_UNDER_WAY)), failpoints, counted }
+        Self {
+            room: Arc::new(Semaphore::new(CALLS_UNDER_WAY)),
+            failpoints,
+            counted,
+        }
     }
 
     /// Runs `attempt` under the rules above.
@@ -120,7 +136,11 @@ const TRACEPARENT: &str = "traceparent";
 pub(crate) fn outgoing<T>(cx: &Cx, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(cx.deadline);
-    if let Some(trace) = cx.traceparent.as_ref().and_then(|t| MetadataValue::try_from(t).ok()) {
+    if let Some(trace) = cx
+        .traceparent
+        .as_ref()
+        .and_then(|t| MetadataValue::try_from(t).ok())
+    {
         request.metadata_mut().insert(TRACEPARENT, trace);
     }
     request
@@ -132,7 +152,9 @@ pub(crate) fn opening<T>(peer: &LanePeer, body: T) -> tonic::Request<T> {
     if let Ok(gateway) = MetadataValue::try_from(&peer.gateway) {
         request.metadata_mut().insert(GATEWAY, gateway);
     }
-    request.metadata_mut().insert(INCARNATION, peer.incarnation.into());
+    request
+        .metadata_mut()
+        .insert(INCARNATION, peer.incarnation.into());
     request
 }
 
@@ -143,7 +165,10 @@ pub(crate) fn lane_peer<T>(request: &tonic::Request<T>) -> Result<LanePeer, ApiE
     let incarnation = text(INCARNATION)
         .and_then(|v| v.parse().ok())
         .ok_or_else(|| ApiError::invalid("lane without an incarnation"))?;
-    Ok(LanePeer { gateway: gateway.to_owned(), incarnation })
+    Ok(LanePeer {
+        gateway: gateway.to_owned(),
+        incarnation,
+    })
 }
 
 /// The context of a request that came in for `method`, or the refusal.
@@ -154,7 +179,11 @@ pub(crate) fn incoming<T>(
 ) -> Result<Cx, ApiError> {
     let caller = trust.caller(request)?;
     if !caller.may(method) {
-        tracing::warn!(method, ?caller, "refused a call that the table does not allow");
+        tracing::warn!(
+            method,
+            ?caller,
+            "refused a call that the table does not allow"
+        );
         return Err(ApiError::denied(method));
     }
     let traceparent = request
@@ -162,5 +191,14 @@ pub(crate) fn incoming<T>(
         .get(TRACEPARENT)
         .and_then(|v| v.to_str().ok())
         .map(str::to_owned);
-    Ok(Cx { caller, deadline: DEFAULT_DEADLINE, traceparent })
+    Ok(Cx {
+        caller,
+        deadline: DEFAULT_DEADLINE,
+        traceparent,
+    })
+}
+
+/// The span of a call that is served, where its caller follows one.
+pub(crate) fn served(tracer: &Tracer, cx: &Cx, method: &'static str) -> Span {
+    tracer.served(method, cx.traceparent.as_deref().unwrap_or_default())
 }

@@ -11,7 +11,7 @@ use tonic::transport::{
     Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig,
 };
 
-use chancery_runtime::Tasks;
+use chancery_runtime::{Tasks, Tracer};
 
 use crate::archive::{Archive, ArchiveAdapter};
 use crate::directory::{Directory, DirectoryAdapter};
@@ -63,7 +63,9 @@ impl Trust {
                 let certificates = info
                     .and_then(TlsConnectInfo::peer_certs)
                     .ok_or_else(|| ApiError::denied("no certificate"))?;
-                let leaf = certificates.first().ok_or_else(|| ApiError::denied("no certificate"))?;
+                let leaf = certificates
+                    .first()
+                    .ok_or_else(|| ApiError::denied("no certificate"))?;
                 Ok(Caller::Roles(roles_of(leaf)?))
             }
         }
@@ -103,6 +105,8 @@ pub struct Served {
     pub policy: Option<Arc<dyn Policy>>,
     /// Presence.
     pub presence: Option<Arc<dyn Presence>>,
+    /// For the spans of unary calls; lanes record their own.
+    pub tracer: Tracer,
 }
 
 fn builder() -> Server {
@@ -115,27 +119,28 @@ fn builder() -> Server {
 }
 
 fn route(mut server: Server, served: Served, trust: &Trust, tasks: &Tasks) -> Router {
-    let made = |_: &()| (trust.clone(), tasks.clone());
+    let tracer = served.tracer;
+    let made = |_: &()| (trust.clone(), tasks.clone(), tracer.clone());
     server
         .add_optional_service(served.archive.map(|s| {
-            let (trust, tasks) = made(&());
-            ArchiveAdapter::server(s, trust, tasks)
+            let (trust, tasks, tracer) = made(&());
+            ArchiveAdapter::server(s, trust, tasks, tracer)
         }))
         .add_optional_service(served.directory.map(|s| {
-            let (trust, tasks) = made(&());
-            DirectoryAdapter::server(s, trust, tasks)
+            let (trust, tasks, tracer) = made(&());
+            DirectoryAdapter::server(s, trust, tasks, tracer)
         }))
         .add_optional_service(served.roster.map(|s| {
-            let (trust, tasks) = made(&());
-            RosterAdapter::server(s, trust, tasks)
+            let (trust, tasks, tracer) = made(&());
+            RosterAdapter::server(s, trust, tasks, tracer)
         }))
         .add_optional_service(served.policy.map(|s| {
-            let (trust, tasks) = made(&());
-            PolicyAdapter::server(s, trust, tasks)
+            let (trust, tasks, tracer) = made(&());
+            PolicyAdapter::server(s, trust, tasks, tracer)
         }))
         .add_optional_service(served.presence.map(|s| {
-            let (trust, tasks) = made(&());
-            PresenceAdapter::server(s, trust, tasks)
+            let (trust, tasks, tracer) = made(&());
+            PresenceAdapter::server(s, trust, tasks, tracer)
         }))
 }
 
@@ -190,11 +195,7 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
 }
 
 /// A channel to the process at `address` that runs `role`. Connects when first used, and again.
-pub fn connect(
-    address: &str,
-    role: Role,
-    credentials: &Credentials,
-) -> Result<Channel, ApiError> {
+pub fn connect(address: &str, role: Role, credentials: &Credentials) -> Result<Channel, ApiError> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&credentials.authority))
         .identity(Identity::from_pem(&credentials.chain, &credentials.key))
@@ -238,7 +239,9 @@ pub fn pipe(tasks: &Tasks, served: Served, role: Role) -> Channel {
         let tx = tx.clone();
         async move {
             let (near, far) = tokio::io::duplex(256 * 1024);
-            tx.send(Ok(far)).await.map_err(|_| std::io::ErrorKind::ConnectionRefused)?;
+            tx.send(Ok(far))
+                .await
+                .map_err(|_| std::io::ErrorKind::ConnectionRefused)?;
             Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(near))
         }
     });

@@ -24,7 +24,11 @@ pub struct ApiError {
 impl ApiError {
     /// An error of `code`.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None }
+        Self {
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
     }
 
     /// The request itself is wrong.
@@ -66,7 +70,11 @@ impl ApiError {
     pub fn is_wait(&self) -> bool {
         matches!(
             self.code,
-            Code::Unavailable | Code::Resource | Code::Deadline | Code::Internal | Code::Unspecified
+            Code::Unavailable
+                | Code::Resource
+                | Code::Deadline
+                | Code::Internal
+                | Code::Unspecified
         )
     }
 }
@@ -87,9 +95,9 @@ impl From<ApiError> for Status {
         let detail = ErrorDetail {
             code: error.code.into(),
             message: error.message.clone(),
-            retry_after_ms: error.retry_after.map_or(0, |d| {
-                u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
-            }),
+            retry_after_ms: error
+                .retry_after
+                .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
         };
         Status::with_details(code, error.message, detail.encode_to_vec().into())
     }

@@ -128,7 +128,9 @@ impl<A> Future for Answer<A> {
     type Output = Result<A, LaneError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(|got| got.unwrap_or(Err(LaneError::Lost)))
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|got| got.unwrap_or(Err(LaneError::Lost)))
     }
 }
 
@@ -192,7 +194,10 @@ impl<Q: Sequenced, A: Sequenced> Lane<Q, A> {
                         _permit: None,
                     },
                 );
-                let taken = lane.service.submit(&lane.peer, vec![item], &lane.answers).await;
+                let taken = lane
+                    .service
+                    .submit(&lane.peer, vec![item], &lane.answers)
+                    .await;
                 if taken.is_err() {
                     lane.pending.0.lock().remove(&seq);
                     return Err(LaneError::NotSubmitted);

@@ -189,7 +189,9 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
         QB: Batch<Item = Q>,
         AB: Batch<Item = A>,
     {
-        let Some(settle) = &opening.settle else { return true };
+        let Some(settle) = &opening.settle else {
+            return true;
+        };
         let mut lost = Vec::new();
         let mut open: Vec<Q> = Vec::new();
         {
@@ -291,7 +293,10 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
             }
             // What was given up must not be written after all.
             let seqs: Vec<u64> = late.iter().map(|(seq, _)| *seq).collect();
-            self.queue.items.lock().retain(|item| !seqs.contains(&item.seq()));
+            self.queue
+                .items
+                .lock()
+                .retain(|item| !seqs.contains(&item.seq()));
             for (_, waiting) in late {
                 let _ = waiting.reply.send(Err(LaneError::Unknown));
             }

@@ -20,7 +20,6 @@ pub mod presence;
 pub mod roles;
 pub mod roster;
 
-
 mod watch;
 
 pub use batch::{Batch, Sequenced};

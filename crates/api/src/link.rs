@@ -33,12 +33,21 @@ impl<Tx: Send + 'static, Rx: Send + 'static> Link<Tx, Rx> {
     pub fn pair() -> (Self, Link<Rx, Tx>) {
         let (tx, other_rx) = mpsc::channel(LINK_ITEMS);
         let (other_tx, rx) = mpsc::channel(LINK_ITEMS);
-        (Self { tx, rx }, Link { tx: other_tx, rx: other_rx })
+        (
+            Self { tx, rx },
+            Link {
+                tx: other_tx,
+                rx: other_rx,
+            },
+        )
     }
 
     /// Sends, waiting while the link is full.
     pub async fn send(&self, item: Tx) -> Result<(), ApiError> {
-        self.tx.send(item).await.map_err(|_| ApiError::unavailable("link lost"))
+        self.tx
+            .send(item)
+            .await
+            .map_err(|_| ApiError::unavailable("link lost"))
     }
 
     /// Next item; `None` when the link is lost.

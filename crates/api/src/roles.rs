@@ -79,9 +79,7 @@ impl Caller {
     pub fn may(&self, method: &str) -> bool {
         match self {
             Self::Local => true,
-            Self::Roles(roles) => {
-                allowed(method).iter().any(|role| roles.contains(role))
-            }
+            Self::Roles(roles) => allowed(method).iter().any(|role| roles.contains(role)),
         }
     }
 }
@@ -93,7 +91,10 @@ pub const ALLOWED: &[(&str, &[Role])] = &[
     ("archive.append", &[Gateway, Roster]),
     ("archive.attach", &[Gateway]),
     ("archive.settle", &[Gateway, Roster]),
-    ("archive.record_act", &[Gateway, Directory, Roster, Policy, Presence, Admin]),
+    (
+        "archive.record_act",
+        &[Gateway, Directory, Roster, Policy, Presence, Admin],
+    ),
     ("archive.drop_mailbox", &[Directory]),
     ("archive.export", &[Admin]),
     ("archive.public_key", &[Admin]),
@@ -124,7 +125,10 @@ pub const ALLOWED: &[(&str, &[Role])] = &[
 
 /// Roles that may call `method`; none for a method that the table does not know.
 pub fn allowed(method: &str) -> &'static [Role] {
-    ALLOWED.iter().find(|(name, _)| *name == method).map_or(&[], |(_, roles)| roles)
+    ALLOWED
+        .iter()
+        .find(|(name, _)| *name == method)
+        .map_or(&[], |(_, roles)| roles)
 }
 
 #[cfg(test)]

@@ -112,12 +112,14 @@ macro_rules! service {
             trust: $crate::channel::Trust,
             #[allow(dead_code)] // as above
             tasks: chancery_runtime::Tasks,
+            #[allow(dead_code)] // as above
+            tracer: chancery_runtime::Tracer,
         }
 
         impl $Adapter {
             /// The gRPC service.
-            pub fn server(service: std::sync::Arc<dyn $Trait>, trust: $crate::channel::Trust, tasks: chancery_runtime::Tasks) -> $Server {
-                <$Server>::new(Self { service, trust, tasks })
+            pub fn server(service: std::sync::Arc<dyn $Trait>, trust: $crate::channel::Trust, tasks: chancery_runtime::Tasks, tracer: chancery_runtime::Tracer) -> $Server {
+                <$Server>::new(Self { service, trust, tasks, tracer })
                     .max_decoding_message_size($crate::channel::MESSAGE_BYTES)
                     .max_encoding_message_size($crate::channel::MESSAGE_BYTES)
             }
@@ -127,6 +129,7 @@ macro_rules! service {
         impl stub::$Trait for $Adapter {
             $( async fn $call(&self, request: tonic::Request<$Req>) -> Result<tonic::Response<$Resp>, tonic::Status> {
                 let cx = $crate::call::incoming(&self.trust, &request, $cname)?;
+                let _span = $crate::call::served(&self.tracer, &cx, $cname);
                 Ok(tonic::Response::new(self.service.$call(&cx, request.into_inner()).await?))
             } )*
             $( type $LaneStream = tokio_stream::wrappers::ReceiverStream<Result<$AB, tonic::Status>>;

@@ -43,7 +43,11 @@ impl Followers {
             *joins
         };
         self.0.confirmed.lock().insert(name.to_owned(), (join, 0));
-        Confirmations { followers: self.clone(), name: name.to_owned(), join }
+        Confirmations {
+            followers: self.clone(),
+            name: name.to_owned(),
+            join,
+        }
     }
 
     /// How many follow.
@@ -81,8 +85,7 @@ impl Followers {
 impl Confirmations {
     /// The follower has taken over `version`.
     pub fn confirm(&self, version: u64) {
-        if let Some((join, confirmed)) =
-            self.followers.0.confirmed.lock().get_mut(&self.name)
+        if let Some((join, confirmed)) = self.followers.0.confirmed.lock().get_mut(&self.name)
             && *join == self.join
         {
             *confirmed = version.max(*confirmed);
@@ -94,7 +97,10 @@ impl Confirmations {
 impl Drop for Confirmations {
     fn drop(&mut self) {
         let mut all = self.followers.0.confirmed.lock();
-        if all.get(&self.name).is_some_and(|(join, _)| *join == self.join) {
+        if all
+            .get(&self.name)
+            .is_some_and(|(join, _)| *join == self.join)
+        {
             all.remove(&self.name);
         }
         drop(all);
@@ -111,12 +117,25 @@ mod tests {
         let followers = Followers::new();
         let (one, two) = (followers.join("gw1"), followers.join("gw2"));
         one.confirm(3);
-        assert_eq!(followers.confirmed(3, Duration::from_secs(1)).await, ["gw2"]);
+        assert_eq!(
+            followers.confirmed(3, Duration::from_secs(1)).await,
+            ["gw2"]
+        );
         two.confirm(4);
-        assert!(followers.confirmed(3, Duration::from_secs(1)).await.is_empty());
+        assert!(
+            followers
+                .confirmed(3, Duration::from_secs(1))
+                .await
+                .is_empty()
+        );
         drop(two);
         one.confirm(4);
-        assert!(followers.confirmed(4, Duration::from_secs(1)).await.is_empty());
+        assert!(
+            followers
+                .confirmed(4, Duration::from_secs(1))
+                .await
+                .is_empty()
+        );
     }
 
     #[tokio::test]
@@ -126,6 +145,9 @@ mod tests {
         let _new = followers.join("gw1");
         old.confirm(9);
         drop(old);
-        assert_eq!(followers.confirmed(9, Duration::from_millis(5)).await, ["gw1"]);
+        assert_eq!(
+            followers.confirmed(9, Duration::from_millis(5)).await,
+            ["gw1"]
+        );
     }
 }

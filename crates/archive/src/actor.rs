@@ -12,6 +12,7 @@ use chancery_api::archive::{
 };
 use chancery_api::{Answers, ApiError, LanePeer};
 use chancery_evidence::KeyRing;
+use chancery_runtime::trace::Span;
 use chancery_runtime::{Clock, Failpoints, Tasks};
 use chancery_store::ReadPool;
 use parking_lot::RwLock;
@@ -21,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::commit::{Done, Fatal, Job, tell};
 use crate::follower::StreamId;
 use crate::metrics::ArchiveMetrics;
+use crate::pending::{PendingEntries, WithPending};
 use crate::read::{self, Ask, Got};
 use crate::shard::{Act, Effect, NotCommitted, Now, Shard};
 use crate::store::SqliteLog;
@@ -40,7 +42,8 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whoever waits for an answer.
 pub(crate) enum Token {
-    Item(Answers<AppendAnswer>),
+    /// Of a lane, with the span from here to the answer.
+    Item(Answers<AppendAnswer>, Span),
     Act(oneshot::Sender<Result<u64, ApiError>>),
     Settle(oneshot::Sender<Vec<AppendAnswer>>),
 }
@@ -73,6 +76,7 @@ pub(crate) struct Actor {
     pub(crate) readers: usize,
     pub(crate) saving: usize,
     pub(crate) pool: ReadPool,
+    pub(crate) pending: Arc<PendingEntries>,
     pub(crate) ring: Arc<RwLock<KeyRing>>,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) clock: Clock,
@@ -245,7 +249,10 @@ impl Actor {
             Effect::Load(jid) => self.asks.push_back(Ask::Mailbox(jid)),
             Effect::Read(page) => self.asks.push_back(Ask::Page(page)),
             Effect::CatchUp(range) => self.asks.push_back(Ask::Range(range)),
-            Effect::Answer(Token::Item(answers), answer) => answers.send(answer),
+            Effect::Answer(Token::Item(answers, mut span), answer) => {
+                span.set("outcome", answer.outcome().as_str_name());
+                answers.send(answer);
+            }
             Effect::Acted(Token::Act(reply), number) => {
                 let result = number.ok_or_else(|| ApiError::resource("the log takes no records"));
                 // The asker may be gone; the record stays.
@@ -314,12 +321,15 @@ impl Actor {
             self.reading += 1;
             let (pool, sender) = (self.pool.clone(), self.got_sender.clone());
             let (ring, shard) = (Arc::clone(&self.ring), self.shard.settings.shard);
-            let fatal = Arc::clone(&self.fatal);
+            let (fatal, pending) = (Arc::clone(&self.fatal), Arc::clone(&self.pending));
             self.tasks.spawn("archive read", async move {
                 let again = asks.clone();
                 let got = pool
                     .call(move |connection| {
-                        let log = SqliteLog::new(&*connection, shard);
+                        let log = WithPending {
+                            log: SqliteLog::new(&*connection, shard),
+                            pending: &pending,
+                        };
                         asks.into_iter()
                             .map(|ask| read::answer(&log, &ring, ask))
                             .collect()

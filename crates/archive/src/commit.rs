@@ -1,6 +1,8 @@
-//! The commit thread: seals a group, chains it, and writes it in one durable transaction; and the
-//! thread that checkpoints the write-ahead log. Owns the writing connection and the chain's last
-//! hash. Refuses to decide anything, and to go on after an error whose effect is unknown.
+//! The commit thread: seals a group, chains it, and writes its records in one durable transaction;
+//! the rows of their entries follow, many at once and after the answers, in one that need not be
+//! durable. And the thread that checkpoints the write-ahead log. Owns the writing connection and
+//! the chain's last hash. Refuses to decide anything, and to go on after an error whose effect is
+//! unknown.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,15 +15,25 @@ use chancery_runtime::{Clock, Failpoints, Ids};
 use chancery_store::{Checkpoint, Profile, StoreError, checkpoint, open};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use crate::group::GROUP_ITEMS;
 use crate::mailbox::MailboxSave;
 use crate::metrics::ArchiveMetrics;
-use crate::seal::{self, KeyError, Place};
+use crate::pending::PendingEntries;
+use crate::recover::planned;
+use crate::seal::{self, Drawn, KeyError, Place};
 use crate::shard::{Group, NotCommitted, Record};
-use crate::store::{LogStore, Writing};
+use crate::store::{LogStore, Row, Writing};
 
 /// Jobs that wait for the thread: one group, a few writes of open sets, the end.
 pub(crate) const JOBS_LIMIT: usize = 8;
+/// Records whose entries have no rows, from which these are made.
+const MAKE_RECORDS: usize = 1_024;
+/// A record's entries have rows after this, or soon after.
+const MAKE_INTERVAL: Duration = Duration::from_secs(1);
+/// No group is written while more records than this, with its own, would lack their entries.
+pub(crate) const PENDING_RECORDS: usize = 8 * GROUP_ITEMS;
 /// Size of the write-ahead log from which it is moved into the database.
 const WAL_BYTES: u64 = 4 * 1024 * 1024;
 /// Size from which writers wait for that, so that the file starts anew.
@@ -54,12 +66,25 @@ pub(crate) struct Committer<S> {
     pub(crate) key_file: PathBuf,
     pub(crate) shard: u32,
     pub(crate) epoch: u64,
+    pub(crate) number: u64,
     pub(crate) hash: Hash,
+    pub(crate) making: Making,
+    pub(crate) drawn: Drawn,
     pub(crate) ids: Ids,
     pub(crate) clock: Clock,
     pub(crate) failpoints: Failpoints,
     pub(crate) metrics: ArchiveMetrics,
     pub(crate) fatal: Fatal,
+}
+
+/// What is still to be made of what is durable.
+#[derive(Default)]
+pub(crate) struct Making {
+    pub(crate) entries: Arc<PendingEntries>,
+    /// Records since the entries were made last.
+    records: usize,
+    /// When they are made, at the latest; `None` without any.
+    due: Option<Instant>,
 }
 
 enum Failure {
@@ -102,11 +127,31 @@ impl<S: LogStore + Send + 'static> Committer<S> {
     }
 
     fn run(mut self, jobs: &Receiver<Job>, done: &mpsc::Sender<Done>) {
-        while let Ok(job) = jobs.recv() {
+        loop {
+            let job = match self.making.due {
+                None => jobs.recv().ok(),
+                Some(due) => {
+                    let left = due.saturating_duration_since(self.clock.monotonic());
+                    match jobs.recv_timeout(left) {
+                        Ok(job) => Some(job),
+                        Err(RecvTimeoutError::Disconnected) => None,
+                        Err(RecvTimeoutError::Timeout) => {
+                            if self.make_entries().is_err() {
+                                return;
+                            }
+                            continue;
+                        }
+                    }
+                }
+            };
             let result = match job {
-                Job::End => return,
-                Job::Group(group) => self.commit(group).map(Done::Group),
-                Job::Save(saves) => self.save(&saves),
+                None | Some(Job::End) => {
+                    // What is not made now is made at the next start.
+                    let _ = self.make_entries();
+                    return;
+                }
+                Some(Job::Group(group)) => self.commit(group).map(Done::Group),
+                Some(Job::Save(saves)) => self.save(&saves),
             };
             match result {
                 Ok(result) => {
@@ -114,11 +159,58 @@ impl<S: LogStore + Send + 'static> Committer<S> {
                         return;
                     }
                 }
-                Err(reason) => {
-                    tracing::error!(reason, "the log cannot be written, ending the process");
-                    (self.fatal)(&reason);
-                    return;
-                }
+                Err(reason) => return self.end(&reason),
+            }
+            // Under load the wait above never times out.
+            if self.is_due() && self.make_entries().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn end(&self, reason: &str) {
+        tracing::error!(reason, "the log cannot be written, ending the process");
+        (self.fatal)(reason);
+    }
+
+    fn is_due(&self) -> bool {
+        let late = |due| self.clock.monotonic() >= due;
+        self.making.records >= MAKE_RECORDS || self.making.due.is_some_and(late)
+    }
+
+    /// Makes the entries of what is durable. Where there is no room, they wait; an error is told,
+    /// and the thread ends.
+    fn make_entries(&mut self) -> Result<(), ()> {
+        if self.making.records == 0 {
+            self.making.due = None;
+            return Ok(());
+        }
+        self.making.due = Some(self.clock.monotonic() + MAKE_INTERVAL);
+        if self
+            .failpoints
+            .hit_sync("archive::entries::before")
+            .is_err()
+        {
+            return Ok(());
+        }
+        let (store, number, hash) = (&mut self.store, self.number, self.hash);
+        let made = self
+            .making
+            .entries
+            .make(|entries| store.make_entries(entries, number, hash));
+        match made.map_err(Failure::from) {
+            Ok(()) => {
+                self.making.records = 0;
+                self.making.due = None;
+                Ok(())
+            }
+            Err(Failure::Nothing(reason)) => {
+                tracing::warn!(reason, "entries were not made");
+                Ok(())
+            }
+            Err(Failure::Unknown(reason)) => {
+                self.end(&reason);
+                Err(())
             }
         }
     }
@@ -148,15 +240,19 @@ impl<S: LogStore + Send + 'static> Committer<S> {
     }
 
     fn write(&mut self, group: Group) -> Result<Vec<String>, Failure> {
+        if self.making.records + group.records.len() > PENDING_RECORDS {
+            return Err(Failure::Nothing(
+                "too many records lack their entries".to_owned(),
+            ));
+        }
         self.make_keys(&group)?;
         let mut writing = Writing {
             first: group.first,
             records: Vec::with_capacity(group.records.len()),
             mailboxes: group.mailboxes,
-            entries: Vec::with_capacity(group.records.len() * 2),
             floors: Vec::new(),
-            hash: self.hash,
         };
+        let mut hash = self.hash;
         let mut archive_ids = Vec::with_capacity(group.records.len());
         {
             let ring = self.ring.read();
@@ -167,28 +263,32 @@ impl<S: LogStore + Send + 'static> Committer<S> {
                     number,
                     time_ms: group.time_ms,
                 };
-                let (sealed, archive_id) =
-                    seal::seal(&ring, record, place, &writing.hash, &self.ids)
-                        .map_err(|error| Failure::Nothing(error.to_string()))?;
-                writing.hash = sealed.hash;
-                writing.records.push(sealed.bytes);
+                let random = &mut |out: &mut [u8]| self.drawn.fill(out, &self.ids);
+                let (sealed, archive_id) = seal::seal(&ring, record, place, &hash, random)
+                    .map_err(|error| Failure::Nothing(error.to_string()))?;
+                hash = sealed.hash;
                 archive_ids.push(archive_id);
-                match record {
-                    Record::Stanza { entries, .. } => {
-                        for (mailbox, entry) in entries.iter().flatten() {
-                            writing.entries.push((*mailbox, number, *entry));
-                        }
-                    }
+                let planned = match record {
+                    Record::Stanza { entries, .. } => *entries,
                     Record::Act { floor, .. } => {
-                        writing
-                            .floors
-                            .extend(floor.map(|mailbox| (mailbox, number)));
+                        let floor = floor.map(|mailbox| (mailbox, number));
+                        writing.floors.extend(floor);
+                        [None, None]
                     }
-                }
+                };
+                let bytes = sealed.bytes;
+                writing.records.push(Row { bytes, planned });
             }
         }
         self.store.append(&writing)?;
-        self.hash = writing.hash;
+        let rows = (group.first..).zip(&writing.records);
+        let entries = rows.flat_map(|(number, row)| planned(&row.planned, number));
+        self.making.entries.add(entries);
+        self.making.records += writing.records.len();
+        let due = || self.clock.monotonic() + MAKE_INTERVAL;
+        self.making.due.get_or_insert_with(due);
+        self.number += writing.records.len() as u64;
+        self.hash = hash;
         Ok(archive_ids)
     }
 
@@ -282,6 +382,7 @@ fn wal_of(path: &Path) -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::entry::Entry;
     use crate::shard::Act;
     use crate::store::Head;
     use crate::tick::own_act;
@@ -290,12 +391,12 @@ mod tests {
     use std::collections::VecDeque;
     use std::io::ErrorKind;
 
-    /// Fails as told.
+    /// Fails as told, then works.
     struct Broken(VecDeque<Option<ErrorKind>>);
 
     impl Broken {
         fn next(&mut self) -> Result<(), StoreError> {
-            let kind = self.0.pop_front().expect("a result");
+            let kind = self.0.pop_front().unwrap_or(None);
             kind.map_or(Ok(()), |kind| {
                 Err(StoreError::io(Path::new("log.db"), kind.into()))
             })
@@ -312,6 +413,15 @@ mod tests {
         }
 
         fn append(&mut self, _writing: &Writing) -> Result<(), StoreError> {
+            self.next()
+        }
+
+        fn make_entries(
+            &mut self,
+            _entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
+            _number: u64,
+            _hash: Hash,
+        ) -> Result<(), StoreError> {
             self.next()
         }
 
@@ -339,26 +449,31 @@ mod tests {
         })
     }
 
-    #[test]
-    fn no_room_is_told_and_any_other_failure_ends_the_process() {
+    /// A commit thread whose store answers `results`, then works; and what ended it.
+    struct Thread {
+        jobs: SyncSender<Job>,
+        done: mpsc::Receiver<Done>,
+        thread: JoinHandle<()>,
+        ended: Arc<parking_lot::Mutex<Option<String>>>,
+        entries: Arc<PendingEntries>,
+        _dir: tempfile::TempDir,
+    }
+
+    fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
         let dir = tempfile::tempdir().unwrap();
         let key_file = dir.path().join("keys.json");
         let ids = Ids::seeded(3);
-        let ring = seal::load_keys(&key_file, false, &[], &ids).unwrap();
+        let ring = seal::load_keys(&key_file, false, &["x".to_owned()], &ids).unwrap();
         let ended = Arc::new(parking_lot::Mutex::new(None));
         let end = Arc::clone(&ended);
-        let results = [
-            Some(ErrorKind::StorageFull),
-            None,
-            Some(ErrorKind::StorageFull),
-        ];
-        let broken = results
-            .into_iter()
-            .chain([Some(ErrorKind::Other)])
-            .collect();
+        let making = Making::default();
+        let entries = Arc::clone(&making.entries);
         let committer = Committer {
-            store: Broken(broken),
+            store: Broken(results.into_iter().collect()),
+            number: 0,
             hash: ring.genesis(0),
+            making,
+            drawn: Drawn::default(),
             ring: Arc::new(RwLock::new(ring)),
             key_file,
             shard: 0,
@@ -369,24 +484,114 @@ mod tests {
             metrics: ArchiveMetrics::new(&Metrics::new()),
             fatal: Arc::new(move |reason: &str| *end.lock() = Some(reason.to_owned())),
         };
-        let (sender, mut done) = mpsc::channel(4);
+        let (sender, done) = mpsc::channel(4);
         let (jobs, thread) = committer.start(sender).unwrap();
-        assert!(tell(&jobs, group(1)).is_ok());
-        assert!(matches!(
-            done.blocking_recv(),
-            Some(Done::Group(Err(NotCommitted)))
-        ));
-        assert!(tell(&jobs, group(1)).is_ok());
-        assert!(matches!(done.blocking_recv(), Some(Done::Group(Ok(ids))) if ids.len() == 1));
-        assert!(tell(&jobs, Job::Save(Vec::new())).is_ok());
-        assert!(matches!(done.blocking_recv(), Some(Done::Saved(_, false))));
-        assert!(ended.lock().is_none());
-        assert!(tell(&jobs, group(2)).is_ok());
-        assert!(
-            done.blocking_recv().is_none(),
-            "no answer about what is unknown"
-        );
-        thread.join().unwrap();
-        assert!(ended.lock().is_some());
+        Thread {
+            jobs,
+            done,
+            thread,
+            ended,
+            entries,
+            _dir: dir,
+        }
+    }
+
+    impl Thread {
+        /// Whether the job was done; `None` when the thread has ended.
+        fn call(&mut self, job: Job) -> Option<bool> {
+            assert!(tell(&self.jobs, job).is_ok());
+            self.done.blocking_recv().map(|done| match done {
+                Done::Group(result) => result.is_ok(),
+                Done::Saved(_, written) => written,
+            })
+        }
+
+        fn close(self) -> Option<String> {
+            // The thread may have ended by itself.
+            let _ = tell(&self.jobs, Job::End);
+            self.thread.join().unwrap();
+            self.ended.lock().clone()
+        }
+    }
+
+    #[test]
+    fn no_room_is_told_and_any_other_failure_ends_the_process() {
+        let full = Some(ErrorKind::StorageFull);
+        let mut thread = start([full, None, full, Some(ErrorKind::Other)]);
+        assert_eq!(thread.call(group(1)), Some(false));
+        assert_eq!(thread.call(group(1)), Some(true));
+        assert_eq!(thread.call(Job::Save(Vec::new())), Some(false));
+        assert!(thread.ended.lock().is_none());
+        let answer = thread.call(group(2));
+        assert_eq!(answer, None, "no answer about what is unknown");
+        assert!(thread.close().is_some());
+    }
+
+    fn stanzas(first: u64, count: u64) -> Job {
+        let wire = chancery_api::archive::AppendItem {
+            from: "a@x/1".into(),
+            to: "b@x".into(),
+            kind: chancery_api::Kind::Message.into(),
+            ..Default::default()
+        };
+        let item = Arc::new(crate::item::Item::new(wire, 0).unwrap());
+        let entry = Entry::new(Entry::OPEN, 1);
+        let record = || Record::Stanza {
+            item: Arc::clone(&item),
+            outcome: chancery_evidence::Outcome::Logged,
+            entries: [Some((1, entry)), Some((2, entry))],
+        };
+        Job::Group(Group {
+            first,
+            time_ms: 1,
+            mailboxes: Vec::new(),
+            records: (0..count).map(|_| record()).collect(),
+        })
+    }
+
+    #[test]
+    fn entries_are_made_by_number_by_time_and_at_the_end() {
+        let mut thread = start([]);
+        let many = MAKE_RECORDS as u64;
+        assert_eq!(thread.call(stanzas(1, many - 1)), Some(true));
+        assert_eq!(thread.entries.len(), 2 * (MAKE_RECORDS - 1));
+        assert_eq!(thread.call(stanzas(many, 1)), Some(true));
+        // A job later they are made.
+        assert_eq!(thread.call(stanzas(many + 1, 1)), Some(true));
+        assert_eq!(thread.entries.len(), 2);
+        while thread.entries.len() > 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(thread.call(stanzas(many + 2, 1)), Some(true));
+        let entries = Arc::clone(&thread.entries);
+        assert_eq!(thread.close(), None);
+        assert_eq!(entries.len(), 0);
+    }
+
+    #[test]
+    fn entries_without_room_wait_up_to_a_limit_above_which_no_group_is_written() {
+        let group = MAKE_RECORDS as u64;
+        let groups = (PENDING_RECORDS / MAKE_RECORDS) as u64;
+        // Groups are written, entries are not.
+        let results = [None, Some(ErrorKind::StorageFull)];
+        let results = results.into_iter().cycle().take(2 * groups as usize);
+        // The refused group does not get to the disk; its turn makes the entries.
+        let mut thread = start(results);
+        for at in 0..groups {
+            assert_eq!(thread.call(stanzas(1 + at * group, group)), Some(true));
+        }
+        let next = 1 + groups * group;
+        assert_eq!(thread.call(stanzas(next, 1)), Some(false));
+        assert_eq!(thread.call(stanzas(next, 1)), Some(true));
+        assert_eq!(thread.entries.len(), 2);
+        assert_eq!(thread.close(), None);
+    }
+
+    #[test]
+    fn entries_that_fail_in_any_other_way_end_the_process() {
+        let mut thread = start([None, Some(ErrorKind::Other)]);
+        assert_eq!(thread.call(stanzas(1, MAKE_RECORDS as u64)), Some(true));
+        assert!(thread.done.blocking_recv().is_none());
+        assert!(thread.close().is_some());
     }
 }

@@ -20,6 +20,7 @@ mod lag;
 mod mailbox;
 mod memory;
 mod metrics;
+mod pending;
 mod read;
 mod recover;
 mod route;

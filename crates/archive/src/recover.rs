@@ -1,6 +1,7 @@
-//! Taking a shard over: opens the log, checks that its tail is what the head says, and rebuilds
-//! from the tail what only memory holds: recent keys, highest counts, counters since the last
-//! heartbeat. Refuses a log whose end does not fit.
+//! Taking a shard over: opens the log, checks that its tail is one chain from where the head says,
+//! makes the entries that the tail's records still lack, and rebuilds from it what only memory
+//! holds: recent keys, highest counts, counters since the last heartbeat. Refuses a log whose end
+//! does not fit.
 
 use std::path::Path;
 
@@ -12,10 +13,12 @@ use chancery_runtime::Ids;
 use chancery_store::{Profile, StoreError, open};
 use rusqlite::Connection;
 
+use crate::commit::PENDING_RECORDS;
+use crate::entry::Entry;
 use crate::memory::{Answered, KEYS_LIMIT};
 use crate::seal::{KeyError, load_keys};
 use crate::shard::Recovered;
-use crate::store::{Head, LogReader, LogStore, SqliteLog, migrate};
+use crate::store::{Head, LogReader, LogStore, Planned, SqliteLog, migrate};
 
 /// Records read at a time.
 const PAGE_RECORDS: usize = 1_000;
@@ -56,11 +59,15 @@ pub(crate) fn take_over(
     let mut connection = open(log, Profile::log())?;
     migrate(&mut connection)?;
     let mut store = SqliteLog::new(connection, shard);
-    let before = store.reader().head()?;
-    let has_records = before.is_some_and(|head| head.number > 0);
+    let has_records = !store.reader().records(0, u64::MAX, 1)?.is_empty();
     let ring = load_keys(keys, has_records, domains, ids)?;
-    let head = store.open(ring.genesis(shard))?;
-    check_tail(&store, head)?;
+    let made = store.open(ring.genesis(shard))?;
+    check_made(&store, made)?;
+    let tail = follow_tail(&store, &ring, made, shard)?;
+    let head = tail.head;
+    if head.number > made.number {
+        store.make_entries(&mut tail.entries.into_iter(), head.number, head.hash)?;
+    }
     let mut recovered = read_tail(&store, &ring, head)?;
     let known = ring.domains().filter(|domain| *domain != DEPLOYMENT);
     recovered.domains = known.map(str::to_owned).collect();
@@ -72,25 +79,83 @@ pub(crate) fn take_over(
     })
 }
 
-fn check_tail(store: &SqliteLog<Connection>, head: Head) -> Result<(), StartError> {
-    let bad = |reason: &str| StartError::Tail {
-        number: head.number,
-        reason: reason.to_owned(),
-    };
-    let reader = store.reader();
-    if !reader.records(head.number + 1, u64::MAX, 1)?.is_empty() {
-        return Err(bad("there are records above it"));
-    }
+fn tail_error(number: u64, reason: &str) -> StartError {
+    let reason = reason.to_owned();
+    StartError::Tail { number, reason }
+}
+
+/// The record that the head names is the one that was committed.
+fn check_made(store: &SqliteLog<Connection>, head: Head) -> Result<(), StartError> {
     if head.number == 0 {
         return Ok(());
     }
-    let bytes = reader
-        .record(head.number)?
-        .ok_or_else(|| bad("it is not there"))?;
+    let bytes = store.reader().record(head.number)?;
+    let bytes = bytes.ok_or_else(|| tail_error(head.number, "it is not there"))?;
     if record_hash(&bytes) != head.hash {
-        return Err(bad("its hash differs"));
+        return Err(tail_error(head.number, "its hash differs"));
     }
     Ok(())
+}
+
+/// The records above the head: where they end, and the entries that they make.
+struct Tail {
+    head: Head,
+    entries: Vec<(i64, u64, Entry)>,
+}
+
+/// Follows the chain from the head to the last record. Each record names the one before it; the
+/// last, which no other names, must open with its key.
+fn follow_tail(
+    store: &SqliteLog<Connection>,
+    ring: &KeyRing,
+    made: Head,
+    shard: u32,
+) -> Result<Tail, StartError> {
+    let reader = store.reader();
+    let (mut head, mut entries, mut last) = (made, Vec::new(), Vec::new());
+    loop {
+        let page = reader.rows(head.number + 1, u64::MAX, PAGE_RECORDS)?;
+        let short = page.len() < PAGE_RECORDS;
+        for (number, row) in page {
+            let bad = |reason: &str| tail_error(number, reason);
+            if number != head.number + 1 {
+                return Err(bad("the one before it is missing"));
+            }
+            if number - made.number > PENDING_RECORDS as u64 {
+                return Err(bad("too many records are above the head"));
+            }
+            let stored = Stored::parse(&row.bytes).map_err(|error| bad(&error.to_string()))?;
+            let header = &stored.header;
+            if header.previous != head.hash {
+                return Err(bad("it does not follow the one before it"));
+            }
+            if (header.shard, header.number) != (shard, number) || header.epoch >= head.epoch {
+                return Err(bad("it is another place's"));
+            }
+            head.number = number;
+            head.hash = record_hash(&row.bytes);
+            entries.extend(planned(&row.planned, number));
+            last = row.bytes;
+        }
+        if short {
+            break;
+        }
+    }
+    if head.number > made.number {
+        let opened = Stored::parse(&last).and_then(|stored| stored.open(ring));
+        opened.map_err(|error| tail_error(head.number, &error.to_string()))?;
+    }
+    entries.sort_by_key(|(mailbox, number, _)| (*mailbox, *number));
+    Ok(Tail { head, entries })
+}
+
+/// The entries of a record.
+pub(crate) fn planned(
+    planned: &Planned,
+    number: u64,
+) -> impl Iterator<Item = (i64, u64, Entry)> + '_ {
+    let entries = planned.iter().flatten();
+    entries.map(move |(mailbox, entry)| (*mailbox, number, *entry))
 }
 
 fn read_tail(

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use chancery_api::{Denial, Kind as StanzaKind};
 use chancery_evidence::{
     ContentRef, DEPLOYMENT, Direction, Draft, EvidenceError, Hash, KeyRing, Kind,
-    Outcome as Recorded, Sealed, Verdict,
+    Outcome as Recorded, Random, Sealed, Verdict,
 };
 use chancery_runtime::Ids;
 use chancery_store::StoreError;
@@ -134,6 +134,43 @@ fn write_keys(path: &Path, ring: &KeyRing) -> Result<(), KeyError> {
         .map_err(io)
 }
 
+/// Bytes drawn from the generator at once: its cost is per call.
+const DRAWN_BYTES: usize = 4 * 1024;
+
+/// Random bytes for nonces and salts, drawn in advance; each is given once.
+pub(crate) struct Drawn {
+    bytes: Box<[u8; DRAWN_BYTES]>,
+    given: usize,
+}
+
+impl Default for Drawn {
+    fn default() -> Self {
+        Self {
+            bytes: Box::new([0; DRAWN_BYTES]),
+            given: DRAWN_BYTES,
+        }
+    }
+}
+
+impl Drawn {
+    /// Fills `out`.
+    pub(crate) fn fill(&mut self, out: &mut [u8], ids: &Ids) {
+        if DRAWN_BYTES - self.given < out.len() {
+            ids.fill(&mut self.bytes[..]);
+            self.given = 0;
+        }
+        match self.bytes.get_mut(self.given..self.given + out.len()) {
+            Some(next) => {
+                out.copy_from_slice(next);
+                // Nobody who sees the memory later learns what was used.
+                next.fill(0);
+                self.given += out.len();
+            }
+            None => ids.fill(out),
+        }
+    }
+}
+
 /// The place of a record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
@@ -157,14 +194,14 @@ pub(crate) fn seal(
     record: &Record,
     place: Place,
     previous: &Hash,
-    ids: &Ids,
+    random: Random<'_>,
 ) -> Result<(Sealed, String), EvidenceError> {
     match record {
         Record::Stanza { item, outcome, .. } => {
-            seal_stanza(ring, item, *outcome, place, previous, ids)
+            seal_stanza(ring, item, *outcome, place, previous, random)
         }
         Record::Act { act, .. } => {
-            let sealed = seal_act(ring, act, place, previous, ids)?;
+            let sealed = seal_act(ring, act, place, previous, random)?;
             Ok((sealed, String::new()))
         }
     }
@@ -176,7 +213,7 @@ fn seal_stanza(
     outcome: Recorded,
     place: Place,
     previous: &Hash,
-    ids: &Ids,
+    random: Random<'_>,
 ) -> Result<(Sealed, String), EvidenceError> {
     let wire = &item.wire;
     let domain = item.domain();
@@ -230,7 +267,7 @@ fn seal_stanza(
             delivered: changed.then_some(&wire.payload[..]),
         },
     };
-    let sealed = draft.seal(ring, previous, &mut |out: &mut [u8]| ids.fill(out))?;
+    let sealed = draft.seal(ring, previous, random)?;
     let theirs = ring.archive_id(domain_of(item.to_bare()), place.shard, place.number);
     // A domain without keys of its own is not ours: then the id is the sender's.
     let archive_id = theirs.or_else(|_| keys.archive_id(place.shard, place.number))?;
@@ -242,7 +279,7 @@ fn seal_act(
     act: &Act,
     place: Place,
     previous: &Hash,
-    ids: &Ids,
+    random: Random<'_>,
 ) -> Result<Sealed, EvidenceError> {
     let draft = Draft {
         domain: &act.domain,
@@ -272,7 +309,7 @@ fn seal_act(
             delivered: None,
         },
     };
-    draft.seal(ring, previous, &mut |out: &mut [u8]| ids.fill(out))
+    draft.seal(ring, previous, random)
 }
 
 /// The kind of record that an act makes.
@@ -308,5 +345,20 @@ mod tests {
         assert!(again.domain("y.test").is_ok());
         std::fs::write(&path, "{}").unwrap();
         assert!(load_keys(&path, true, &[], &ids).is_err());
+    }
+
+    #[test]
+    fn what_was_drawn_is_given_once() {
+        let ids = Ids::seeded(5);
+        let mut drawn = Drawn::default();
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..1_000 {
+            let mut out = [0; 44];
+            drawn.fill(&mut out, &ids);
+            assert!(out != [0; 44] && seen.insert(out));
+        }
+        let mut large = vec![0; DRAWN_BYTES + 1];
+        drawn.fill(&mut large, &ids);
+        assert!(large.iter().any(|byte| *byte != 0));
     }
 }

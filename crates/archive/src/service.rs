@@ -17,20 +17,20 @@ use chancery_api::archive::{
 };
 use chancery_api::{Answers, ApiError, Cx, Lane, LanePeer, LaneService, Link};
 use chancery_evidence::{DEPLOYMENT, KeyRing, Kind};
-use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks};
+use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks, Tracer};
 use chancery_store::{Profile, ReadPool};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::Config;
 use crate::actor::{Actor, Command, Token, now};
-use crate::commit::{Committer, Fatal, start_checkpoints};
+use crate::commit::{Committer, Fatal, Making, start_checkpoints};
 use crate::export::{CHUNKS_LIMIT, Export};
 use crate::item::{bare_len, domain_of};
 use crate::metrics::ArchiveMetrics;
 pub use crate::recover::StartError;
 use crate::recover::{Opened, take_over};
-use crate::seal::kind_of_act;
+use crate::seal::{Drawn, kind_of_act};
 use crate::settle::LANES_LIMIT;
 use crate::shard::{Act, Settings, Shard};
 use crate::store::LogStore;
@@ -63,6 +63,7 @@ pub struct Parts {
     pub clock: Clock,
     pub ids: Ids,
     pub metrics: Metrics,
+    pub tracer: Tracer,
     pub failpoints: Failpoints,
     pub tasks: Tasks,
     /// Called when what is on the disk is unknown; `None`: the process aborts.
@@ -82,6 +83,7 @@ struct Inner {
     ring: Arc<RwLock<KeyRing>>,
     log: PathBuf,
     clock: Clock,
+    tracer: Tracer,
     failpoints: Failpoints,
     tasks: Tasks,
 }
@@ -125,13 +127,18 @@ impl ArchiveService {
         let opening = own_act(Kind::Opening, DEPLOYMENT.to_owned(), "archive.open", detail);
         shard.act(opening, None);
         let (done_sender, done) = mpsc::channel(DONE_LIMIT);
+        let making = Making::default();
+        let pending = Arc::clone(&making.entries);
         let committer = Committer {
             store,
             ring: Arc::clone(&ring),
             key_file: parts.data_dir.join("keys.json"),
             shard: SHARD,
             epoch: head.epoch,
+            number: head.number,
             hash: head.hash,
+            making,
+            drawn: Drawn::default(),
             ids: parts.ids,
             clock: parts.clock.clone(),
             failpoints: parts.failpoints.clone(),
@@ -159,6 +166,7 @@ impl ArchiveService {
             readers,
             saving: 0,
             pool,
+            pending,
             ring: Arc::clone(&ring),
             room: Arc::clone(&room),
             clock: parts.clock.clone(),
@@ -178,6 +186,7 @@ impl ArchiveService {
             ring,
             log: log.to_owned(),
             clock: parts.clock,
+            tracer: parts.tracer,
             failpoints: parts.failpoints,
             tasks: parts.tasks,
         };
@@ -280,7 +289,13 @@ impl LaneService<AppendItem, AppendAnswer> for Inner {
                 let bytes = item.payload.len() + item.received.len();
                 let cost = u32::try_from(1 + bytes / 1024).unwrap_or(u32::MAX);
                 units += cost;
-                (item, Token::Item(answers.clone()), cost)
+                let name = if item.ephemeral {
+                    "archive.pass"
+                } else {
+                    "archive.commit"
+                };
+                let span = self.tracer.served(name, &item.traceparent);
+                (item, Token::Item(answers.clone(), span), cost)
             })
             .collect();
         if units as usize > ROOM_UNITS {

@@ -1,25 +1,32 @@
 //! The log's tables and statements: records, narrow entries, mailboxes, the head. Owns the schema;
 //! refuses to seal, to order, or to decide. The shard's number is part of every key.
+//!
+//! A record's row says which entries it makes. Only that row needs the durable commit: the rows of
+//! the entries follow for many records at once, and the head tells up to which record they have.
 
 use std::sync::Arc;
 
 use chancery_evidence::Hash;
-use chancery_store::{Migration, Migrations, StoreError};
-use rusqlite::{Connection, OptionalExtension, params};
+use chancery_store::{Migration, Migrations, StoreError, unconfirmed};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use crate::entry::Entry;
-use crate::mailbox::{MailboxRow, MailboxSave};
+use crate::mailbox::{MailboxRow, MailboxSave, put, take};
 
 /// Bits of a key below the shard's number: a shard has room for 2^48 records.
 const NUMBER_BITS: u32 = 48;
 /// Entries above its row that are read of one mailbox at a time.
-const TAIL_ENTRIES: i64 = 1_000_000;
+const TAIL_ENTRIES: usize = 1_000_000;
 
 const SCHEMA: Migrations = Migrations::new(&[Migration {
     version: 1,
     name: "records, entries, mailboxes, head",
     sql: "
-        CREATE TABLE record (key INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
+        CREATE TABLE record (
+            key INTEGER PRIMARY KEY,
+            entries BLOB NOT NULL,
+            bytes BLOB NOT NULL
+        ) STRICT;
         CREATE TABLE mailbox (
             id INTEGER PRIMARY KEY,
             shard INTEGER NOT NULL,
@@ -44,7 +51,7 @@ const SCHEMA: Migrations = Migrations::new(&[Migration {
     ",
 }]);
 
-/// Where a shard's log stands.
+/// A record up to which all entries have their rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) epoch: u64,
@@ -52,27 +59,44 @@ pub(crate) struct Head {
     pub(crate) hash: Hash,
 }
 
+/// Which entries a record makes, as its row says: at most the recipient's and the sender's.
+pub(crate) type Planned = [Option<(i64, Entry)>; 2];
+
+/// A record with what its row says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) planned: Planned,
+}
+
 /// One group, ready to be written.
 #[derive(Debug, Default)]
 pub(crate) struct Writing {
     /// Stored records, from `first` without gaps.
     pub(crate) first: u64,
-    pub(crate) records: Vec<Vec<u8>>,
+    pub(crate) records: Vec<Row>,
     pub(crate) mailboxes: Vec<(i64, Arc<str>)>,
-    /// Mailbox, number, entry.
-    pub(crate) entries: Vec<(i64, u64, Entry)>,
     /// Mailboxes of which nothing up to the number is delivered again.
     pub(crate) floors: Vec<(i64, u64)>,
-    pub(crate) hash: Hash,
 }
 
 /// A shard's log, as its one writer sees it. Every backend passes `store_suite`.
 pub(crate) trait LogStore {
-    /// Takes the shard over: raises its epoch. `None` in a store without this shard: it is made,
-    /// with `genesis` in place of a hash.
+    /// Takes the shard over: raises its epoch, which fences the writer before. In a store without
+    /// this shard it is made, with `genesis` in place of a hash.
     fn open(&mut self, genesis: Hash) -> Result<Head, StoreError>;
-    /// Writes a group: all of it or nothing.
+    /// Writes a group, durably: all of it or nothing. Refuses one that does not follow the last
+    /// record, or whose writer was fenced.
     fn append(&mut self, writing: &Writing) -> Result<(), StoreError>;
+    /// Makes entries (by mailbox, then number) and says that up to record `number`, which has
+    /// `hash`, all are made. Atomic, not durable: what is lost is made again. Making one twice is
+    /// making it once.
+    fn make_entries(
+        &mut self,
+        entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
+        number: u64,
+        hash: Hash,
+    ) -> Result<(), StoreError>;
     /// Writes open sets.
     fn save(&mut self, saves: &[MailboxSave]) -> Result<(), StoreError>;
 }
@@ -80,7 +104,21 @@ pub(crate) trait LogStore {
 /// What readers ask, over a connection of their own.
 pub(crate) trait LogReader {
     /// A mailbox with the entries above its row.
-    fn mailbox(&self, jid: &str) -> Result<Option<MailboxRow>, StoreError>;
+    fn mailbox(&self, jid: &str) -> Result<Option<MailboxRow>, StoreError> {
+        let Some(mut row) = self.row(jid)? else {
+            return Ok(None);
+        };
+        row.entries = self.entries(row.id, row.upto, u64::MAX, TAIL_ENTRIES)?;
+        row.last = match row.entries.last() {
+            Some((number, _)) => *number,
+            None => self.last_entry(row.id)?,
+        };
+        Ok(Some(row))
+    }
+    /// The row of a mailbox alone.
+    fn row(&self, jid: &str) -> Result<Option<MailboxRow>, StoreError>;
+    /// The number of a mailbox's last entry; 0 without any.
+    fn last_entry(&self, mailbox: i64) -> Result<u64, StoreError>;
     /// A record.
     fn record(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError>;
     /// Entries of a mailbox above `after`, up to `end`, in order.
@@ -100,9 +138,11 @@ pub(crate) trait LogReader {
         last: u64,
         limit: usize,
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
+    /// The same with what their rows say.
+    fn rows(&self, first: u64, last: u64, limit: usize) -> Result<Vec<(u64, Row)>, StoreError>;
     /// The highest mailbox id; 0 without any.
     fn last_mailbox(&self) -> Result<i64, StoreError>;
-    /// Where the log stands.
+    /// Up to where entries are made.
     fn head(&self) -> Result<Option<Head>, StoreError>;
 }
 
@@ -110,6 +150,8 @@ pub(crate) trait LogReader {
 pub(crate) struct SqliteLog<C> {
     connection: C,
     shard: u32,
+    /// Of this writer; 0 for a reader.
+    epoch: u64,
 }
 
 /// Brings the schema up to date.
@@ -119,7 +161,11 @@ pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 
 impl<C> SqliteLog<C> {
     pub(crate) fn new(connection: C, shard: u32) -> Self {
-        Self { connection, shard }
+        Self {
+            connection,
+            shard,
+            epoch: 0,
+        }
     }
 
     fn key(&self, number: u64) -> i64 {
@@ -136,6 +182,28 @@ fn stored(number: u64) -> i64 {
     number.cast_signed()
 }
 
+/// A planned entry: the mailbox's id and the entry, both LEB128.
+fn encode(planned: &Planned) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16);
+    for (mailbox, entry) in planned.iter().flatten() {
+        put(&mut out, mailbox.cast_unsigned());
+        put(&mut out, entry.stored().cast_unsigned());
+    }
+    out
+}
+
+fn decode(mut bytes: &[u8]) -> Option<Planned> {
+    let mut planned = [None, None];
+    for slot in &mut planned {
+        if bytes.is_empty() {
+            break;
+        }
+        let mailbox = take(&mut bytes)?.cast_signed();
+        *slot = Some((mailbox, Entry::from_stored(take(&mut bytes)?.cast_signed())));
+    }
+    bytes.is_empty().then_some(planned)
+}
+
 impl LogStore for SqliteLog<Connection> {
     fn open(&mut self, genesis: Hash) -> Result<Head, StoreError> {
         let shard = self.shard;
@@ -146,34 +214,47 @@ impl LogStore for SqliteLog<Connection> {
             params![shard, genesis.as_slice()],
         )?;
         transaction.commit()?;
-        self.reader()
-            .head()?
-            .ok_or_else(|| StoreError::Invalid("no head".to_owned()))
+        let head = self.reader().head()?;
+        let head = head.ok_or_else(|| StoreError::Invalid("no head".to_owned()))?;
+        self.epoch = head.epoch;
+        Ok(head)
     }
 
     fn append(&mut self, writing: &Writing) -> Result<(), StoreError> {
-        let shard = self.shard;
-        let base = self.key(0);
-        let transaction = self.connection.transaction()?;
+        let (shard, base) = (self.shard, self.key(0));
+        let before = self.key(writing.first.saturating_sub(1));
+        let epoch = self.epoch.cast_signed();
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
-            let mut record =
-                transaction.prepare_cached("INSERT INTO record (key, bytes) VALUES (?1, ?2)")?;
-            for (number, bytes) in (writing.first..).zip(&writing.records) {
-                record.execute(params![base | stored(number), bytes])?;
+            // Reads two pages that are in the cache; nobody else writes until the commit.
+            let mut follows = transaction.prepare_cached(
+                "SELECT epoch = ?2 AND ifnull((SELECT key FROM record
+                    WHERE key BETWEEN ?3 AND ?4 ORDER BY key DESC LIMIT 1), ?3) = ?5
+                 FROM head WHERE shard = ?1",
+            )?;
+            let end = base | ((1 << NUMBER_BITS) - 1);
+            let follows: Option<bool> = follows
+                .query_row(params![shard, epoch, base, end, before], |row| row.get(0))
+                .optional()?;
+            if follows != Some(true) {
+                return Err(StoreError::Invalid(
+                    "the log is not where it was left".to_owned(),
+                ));
             }
-            if !writing.mailboxes.is_empty() {
+            let mut record = transaction
+                .prepare_cached("INSERT INTO record (key, entries, bytes) VALUES (?1, ?2, ?3)")?;
+            for (number, row) in (writing.first..).zip(&writing.records) {
+                let planned = encode(&row.planned);
+                record.execute(params![base | stored(number), planned, row.bytes])?;
+            }
+            for (id, jid) in &writing.mailboxes {
                 let mut made = transaction.prepare_cached(
                     "INSERT INTO mailbox (id, shard, jid, floor, upto, open)
                      VALUES (?1, ?2, ?3, 0, 0, x'')",
                 )?;
-                for (id, jid) in &writing.mailboxes {
-                    made.execute(params![id, shard, jid.as_ref()])?;
-                }
-            }
-            let mut entry = transaction
-                .prepare_cached("INSERT INTO entry (mailbox, key, entry) VALUES (?1, ?2, ?3)")?;
-            for (mailbox, number, value) in &writing.entries {
-                entry.execute(params![mailbox, base | stored(*number), value.stored()])?;
+                made.execute(params![id, shard, jid.as_ref()])?;
             }
             for (mailbox, floor) in &writing.floors {
                 let mut raise = transaction.prepare_cached(
@@ -181,20 +262,39 @@ impl LogStore for SqliteLog<Connection> {
                 )?;
                 raise.execute(params![mailbox, stored(*floor)])?;
             }
-            let last = (writing.first + writing.records.len() as u64).saturating_sub(1);
-            let mut head = transaction.prepare_cached(
-                "UPDATE head SET number = ?2, hash = ?3 WHERE shard = ?1 AND number = ?4",
-            )?;
-            let before = stored(writing.first.saturating_sub(1));
-            let hash = writing.hash.as_slice();
-            if head.execute(params![shard, stored(last), hash, before])? != 1 {
-                return Err(StoreError::Invalid(
-                    "the head is not where it was left".to_owned(),
-                ));
-            }
         }
         transaction.commit()?;
         Ok(())
+    }
+
+    fn make_entries(
+        &mut self,
+        entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
+        number: u64,
+        hash: Hash,
+    ) -> Result<(), StoreError> {
+        let (shard, base) = (self.shard, self.key(0));
+        let epoch = self.epoch.cast_signed();
+        unconfirmed(&mut self.connection, |connection| {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut head = transaction.prepare_cached(
+                    "UPDATE head SET number = ?3, hash = ?4 WHERE shard = ?1 AND epoch = ?2",
+                )?;
+                if head.execute(params![shard, epoch, stored(number), hash.as_slice()])? != 1 {
+                    return Err(StoreError::Invalid("another took the log over".to_owned()));
+                }
+                let mut make = transaction.prepare_cached(
+                    "INSERT OR IGNORE INTO entry (mailbox, key, entry) VALUES (?1, ?2, ?3)",
+                )?;
+                for (mailbox, number, entry) in entries {
+                    make.execute(params![mailbox, base | stored(number), entry.stored()])?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        })
     }
 
     fn save(&mut self, saves: &[MailboxSave]) -> Result<(), StoreError> {
@@ -230,19 +330,16 @@ impl SqliteLog<Connection> {
 impl SqliteLog<Connection> {
     /// The same log, read through this connection.
     pub(crate) fn reader(&self) -> SqliteLog<&Connection> {
-        SqliteLog {
-            connection: &self.connection,
-            shard: self.shard,
-        }
+        SqliteLog::new(&self.connection, self.shard)
     }
 }
 
 impl LogReader for SqliteLog<&Connection> {
-    fn mailbox(&self, jid: &str) -> Result<Option<MailboxRow>, StoreError> {
+    fn row(&self, jid: &str) -> Result<Option<MailboxRow>, StoreError> {
         let mut find = self.connection.prepare_cached(
             "SELECT id, floor, upto, open FROM mailbox WHERE shard = ?1 AND jid = ?2",
         )?;
-        let row = find
+        Ok(find
             .query_row(params![self.shard, jid], |row| {
                 Ok(MailboxRow {
                     id: row.get(0)?,
@@ -252,21 +349,15 @@ impl LogReader for SqliteLog<&Connection> {
                     ..MailboxRow::default()
                 })
             })
-            .optional()?;
-        let Some(mut row) = row else { return Ok(None) };
-        let limit = usize::try_from(TAIL_ENTRIES).unwrap_or(usize::MAX);
-        row.entries = self.entries(row.id, row.upto, u64::MAX, limit)?;
-        row.last = match row.entries.last() {
-            Some((number, _)) => *number,
-            None => {
-                let mut last = self
-                    .connection
-                    .prepare_cached("SELECT max(key) FROM entry WHERE mailbox = ?1")?;
-                last.query_row([row.id], |row| row.get::<_, Option<i64>>(0))?
-                    .map_or(0, number)
-            }
-        };
-        Ok(Some(row))
+            .optional()?)
+    }
+
+    fn last_entry(&self, mailbox: i64) -> Result<u64, StoreError> {
+        let mut last = self
+            .connection
+            .prepare_cached("SELECT max(key) FROM entry WHERE mailbox = ?1")?;
+        let last: Option<i64> = last.query_row([mailbox], |row| row.get(0))?;
+        Ok(last.map_or(0, number))
     }
 
     fn record(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
@@ -319,6 +410,26 @@ impl LogReader for SqliteLog<&Connection> {
             Ok((number(row.get(0)?), row.get(1)?))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn rows(&self, first: u64, last: u64, limit: usize) -> Result<Vec<(u64, Row)>, StoreError> {
+        let mut find = self.connection.prepare_cached(
+            "SELECT key, entries, bytes FROM record WHERE key BETWEEN ?1 AND ?2
+             ORDER BY key LIMIT ?3",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut found = find.query(params![self.key(first), self.key(last), limit])?;
+        let mut rows = Vec::new();
+        while let Some(row) = found.next()? {
+            let number = number(row.get(0)?);
+            let planned = row.get_ref(1)?.as_blob().ok().and_then(decode);
+            let planned = planned.ok_or_else(|| {
+                StoreError::Invalid(format!("the entries of record {number} are malformed"))
+            })?;
+            let bytes = row.get(2)?;
+            rows.push((number, Row { bytes, planned }));
+        }
+        Ok(rows)
     }
 
     fn last_mailbox(&self) -> Result<i64, StoreError> {

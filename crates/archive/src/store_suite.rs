@@ -9,17 +9,26 @@ use rusqlite::Connection;
 
 use crate::entry::Entry;
 use crate::mailbox::MailboxSave;
-use crate::store::{LogReader, LogStore, SqliteLog, Writing, migrate};
+use crate::store::{LogReader, LogStore, Planned, Row, SqliteLog, Writing, migrate};
 
-fn writing(first: u64, count: u64, hash: u8) -> Writing {
+fn row(number: u64, planned: Planned) -> Row {
+    let bytes = number.to_be_bytes().to_vec();
+    Row { bytes, planned }
+}
+
+fn writing(first: u64, count: u64) -> Writing {
     Writing {
         first,
         records: (first..first + count)
-            .map(|n| n.to_be_bytes().to_vec())
+            .map(|n| row(n, [None, None]))
             .collect(),
-        hash: [hash; 32],
         ..Writing::default()
     }
+}
+
+fn make<S: LogStore>(log: &mut S, entries: &[(i64, u64, Entry)], number: u64, hash: u8) {
+    let mut entries = entries.iter().copied();
+    log.make_entries(&mut entries, number, [hash; 32]).unwrap();
 }
 
 /// The suite: `log` is an empty log; `again` opens the same one as a later writer.
@@ -32,15 +41,46 @@ fn suite<S: LogStore>(
     assert_eq!((head.epoch, head.number, head.hash), (1, 0, [9; 32]));
     assert_eq!(read(&log).last_mailbox().unwrap(), 0);
 
-    // Records, entries and a mailbox in one step.
+    // Records and a mailbox in one step; a row says which entries its record makes.
     let jid: Arc<str> = "b@x".into();
     let entry = Entry::new(Entry::OPEN, 12);
+    let large = Entry::new(u8::MAX, usize::MAX);
+    let planned = [
+        [Some((1, entry)), None],
+        [Some((1 << 40, large)), Some((1, entry))],
+    ];
     log.append(&Writing {
+        first: 1,
+        records: vec![row(1, planned[0]), row(2, [None, None]), row(3, planned[1])],
         mailboxes: vec![(1, Arc::clone(&jid))],
-        entries: vec![(1, 1, entry), (1, 3, entry)],
-        ..writing(1, 3, 1)
+        ..Writing::default()
     })
     .unwrap();
+    let rows = read(&log).rows(1, 9, 9).unwrap();
+    let expected = [
+        (1, row(1, planned[0])),
+        (2, row(2, [None, None])),
+        (3, row(3, planned[1])),
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!(read(&log).rows(2, 9, 1).unwrap(), expected[1..2]);
+    assert_eq!(
+        read(&log).mailbox("b@x").unwrap().unwrap().last,
+        0,
+        "not made yet"
+    );
+    assert_eq!(
+        read(&log).head().unwrap().unwrap(),
+        head,
+        "which the head tells"
+    );
+
+    // The entries follow, all of them; making some again changes nothing.
+    make(&mut log, &[(1, 1, entry)], 1, 1);
+    let all = [(1, 1, large), (1, 3, entry), (1 << 40, 3, large)];
+    make(&mut log, &all, 3, 3);
+    let now = read(&log).head().unwrap().unwrap();
+    assert_eq!((now.epoch, now.number, now.hash), (1, 3, [3; 32]));
     let row = read(&log).mailbox("b@x").unwrap().unwrap();
     assert_eq!((row.id, row.floor, row.last), (1, 0, 3));
     assert_eq!(row.entries, [(1, entry), (3, entry)]);
@@ -49,17 +89,20 @@ fn suite<S: LogStore>(
     assert!(read(&log).record(4).unwrap().is_none());
     assert_eq!(read(&log).entries(1, 1, 9, 9).unwrap(), [(3, entry)]);
     assert_eq!(read(&log).entry(1, 2).unwrap(), None);
+    assert_eq!(read(&log).entry(1 << 40, 3).unwrap(), Some(large));
 
     // All of a group or nothing: the second mailbox has the first's name.
     let twice = Writing {
         mailboxes: vec![(2, Arc::clone(&jid))],
-        ..writing(4, 1, 2)
+        ..writing(4, 1)
     };
     assert!(log.append(&twice).is_err());
     assert!(read(&log).record(4).unwrap().is_none());
-    // A group that does not follow the head is refused whole.
-    assert!(log.append(&writing(5, 1, 2)).is_err());
-    assert!(read(&log).record(5).unwrap().is_none());
+    // A group that does not follow the last record is refused whole: above it, or upon it.
+    for first in [5, 3] {
+        assert!(log.append(&writing(first, 2)).is_err());
+        assert!(read(&log).record(5).unwrap().is_none());
+    }
 
     // An open set accounts for what is not above it.
     let save = |floor, upto| MailboxSave {
@@ -79,24 +122,32 @@ fn suite<S: LogStore>(
     // A floor is never lowered by an older open set.
     log.append(&Writing {
         floors: vec![(1, 4)],
-        ..writing(4, 1, 4)
+        ..writing(4, 1)
     })
     .unwrap();
     log.save(&[save(0, 3)]).unwrap();
     assert_eq!(read(&log).mailbox("b@x").unwrap().unwrap().floor, 4);
 
-    // A later writer finds it all, under a higher epoch.
+    // A later writer finds it all, under a higher epoch; the one before writes nothing more.
+    let mut late = again();
+    let head = late.open([0; 32]).unwrap();
+    assert_eq!((head.epoch, head.number, head.hash), (2, 3, [3; 32]));
+    assert!(log.append(&writing(5, 1)).is_err(), "fenced");
+    assert!(
+        log.make_entries(&mut std::iter::empty(), 4, [4; 32])
+            .is_err(),
+        "fenced"
+    );
     drop(log);
-    let mut log = again();
-    let head = log.open([0; 32]).unwrap();
-    assert_eq!((head.epoch, head.number, head.hash), (2, 4, [4; 32]));
-    assert_eq!(read(&log).last_mailbox().unwrap(), 1);
-    let page = read(&log).records(2, 4, 2).unwrap();
+    assert_eq!(read(&late).last_mailbox().unwrap(), 1);
+    let page = read(&late).records(2, 4, 2).unwrap();
     assert_eq!(
         page.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
         [2, 3]
     );
-    log.append(&writing(5, 1, 5)).unwrap();
+    late.append(&writing(5, 1)).unwrap();
+    make(&mut late, &[], 5, 5);
+    assert_eq!(read(&late).head().unwrap().unwrap().number, 5);
 }
 
 #[test]
@@ -131,11 +182,25 @@ fn a_full_disk_writes_nothing_and_is_told_as_full() {
     let mut log = SqliteLog::new(connection, 0);
     log.open([0; 32]).unwrap();
     let large = Writing {
-        records: vec![vec![1; 100_000]],
-        ..writing(1, 0, 1)
+        records: vec![Row {
+            bytes: vec![1; 100_000],
+            planned: [None, None],
+        }],
+        ..writing(1, 0)
     };
     let error: StoreError = log.append(&large).unwrap_err();
     assert!(error.is_full() && !error.is_fatal(), "{error}");
+    assert!(log.reader().record(1).unwrap().is_none());
+    log.append(&writing(1, 1)).unwrap();
+    // Neither do entries that find no room: the head stays where it is.
+    let entry = Entry::new(0, 1);
+    let many = (0..10_000).map(|mailbox| (mailbox, 1, entry));
+    let error = log
+        .make_entries(&mut many.into_iter(), 1, [1; 32])
+        .unwrap_err();
+    assert!(error.is_full(), "{error}");
     assert_eq!(log.reader().head().unwrap().unwrap().number, 0);
-    log.append(&writing(1, 1, 1)).unwrap();
+    assert_eq!(log.reader().entry(1, 1).unwrap(), None);
+    make(&mut log, &[(1, 1, entry)], 1, 1);
+    assert_eq!(log.reader().entry(1, 1).unwrap(), Some(entry));
 }

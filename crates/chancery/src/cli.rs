@@ -191,9 +191,9 @@ pub enum Config {
 
 #[derive(Debug, Subcommand)]
 pub enum Policy {
-    /// List every problem of a policy file
+    /// List every problem of a policy file, or - for standard input
     Check { file: PathBuf },
-    /// Put a policy file in force; returns when every gateway follows it
+    /// Put a policy file (or - for standard input) in force; returns when every gateway follows it
     Apply { file: PathBuf },
     /// Print the policy in force, or an earlier version
     Show {

@@ -102,6 +102,10 @@ pub fn show(settings: &Settings) -> String {
     let format = format!("{:?}", settings.log_format).to_lowercase();
     let _ = writeln!(out, "\n[log]\nformat = {}", quoted(&format));
     let _ = writeln!(out, "level = {}", quoted(&settings.log_level));
+    if let Some(trace) = &settings.trace {
+        let _ = writeln!(out, "\n[trace]\nendpoint = {}", quoted(&trace.endpoint));
+        let _ = writeln!(out, "ratio = {:?}", trace.ratio);
+    }
     let configs = &settings.configs;
     section(&mut out, "gateway", &configs.gateway);
     section(&mut out, "directory", &configs.directory);

@@ -13,6 +13,8 @@ mod demo;
 mod error;
 mod listen;
 mod ops;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod out;
 mod probes;
 mod process;

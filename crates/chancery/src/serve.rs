@@ -49,7 +49,7 @@ impl Running {
         process::make_data_directory(&settings.data)?;
         let lock = DataLock::acquire(&settings.data)?;
         let failpoints = failpoints()?;
-        let base = Base::new(failpoints);
+        let base = Base::new(failpoints).traced(&settings)?;
         let bind = |what, address: Option<std::net::SocketAddr>| {
             address
                 .map(|address| listen::bind(what, address))

@@ -20,7 +20,7 @@ use chancery_gateway::{Certificates, Domains, Gateway, Listeners};
 use chancery_policy::PolicyService;
 use chancery_presence::PresenceService;
 use chancery_roster::RosterService;
-use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Shutdown, Stage, Tasks};
+use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Shutdown, Stage, Tasks, Tracer};
 use chancery_store::DataLock;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -30,6 +30,8 @@ use crate::{credentials, listen};
 
 /// How long calls of other processes may still take when this one ends.
 const CALLERS_LINGER: Duration = Duration::from_millis(500);
+/// How long the last spans may take to their collector.
+const SPANS_LIMIT: Duration = Duration::from_secs(2);
 /// How long a command waits for the policy, and between two looks.
 const POLICY_LIMIT: Duration = Duration::from_secs(5);
 const POLICY_PAUSE: Duration = Duration::from_millis(5);
@@ -42,6 +44,10 @@ pub struct Base {
     pub metrics: Metrics,
     pub failpoints: Failpoints,
     pub shutdown: Shutdown,
+    /// Off unless `[trace]` names a collector.
+    pub tracer: Tracer,
+    /// What exports spans: ends behind everything that makes some.
+    exporting: Tasks,
 }
 
 impl Base {
@@ -53,7 +59,35 @@ impl Base {
             metrics: Metrics::new(),
             failpoints,
             shutdown: Shutdown::new(),
+            tracer: Tracer::off(),
+            exporting: Tasks::new(),
         }
+    }
+
+    /// The same with traces, where the configuration wants them.
+    #[cfg(feature = "otlp")]
+    pub fn traced(mut self, settings: &Settings) -> Result<Self, Failure> {
+        let Some(trace) = &settings.trace else {
+            return Ok(self);
+        };
+        let (clock, ids) = (self.clock.clone(), self.ids.clone());
+        let (tracer, spans) = Tracer::channel(trace.ratio, clock, ids, &self.metrics);
+        // A process with one role is known by it, any other by the program's name.
+        let mut roles = settings.roles.iter();
+        let service = match (roles.next(), roles.next()) {
+            (Some(role), None) => role.name(),
+            _ => "chancery",
+        };
+        crate::otlp::start(trace, service, &settings.name, spans, &self.exporting)?;
+        self.tracer = tracer;
+        tracing::info!(collector = trace.endpoint, ratio = trace.ratio, "traces");
+        Ok(self)
+    }
+
+    /// There are none in this program, and no configuration that wants them gets here.
+    #[cfg(not(feature = "otlp"))]
+    pub fn traced(self, _settings: &Settings) -> Result<Self, Failure> {
+        Ok(self)
     }
 }
 
@@ -102,7 +136,10 @@ impl Opened {
         let credentials = credentials::credentials(settings, base)?;
         let mut opened = Self {
             handles: Served::default(),
-            local: Served::default(),
+            local: Served {
+                tracer: base.tracer.clone(),
+                ..Served::default()
+            },
             policy: None,
             gateway: None,
             certificates: None,
@@ -199,6 +236,7 @@ impl Opened {
             clock: base.clock.clone(),
             ids: base.ids.clone(),
             metrics: base.metrics.clone(),
+            tracer: base.tracer.clone(),
             failpoints: base.failpoints.clone(),
             tasks: base.shutdown.tasks(Stage::Log).clone(),
             // What is on the disk is unknown then: only a start from it can tell.
@@ -256,6 +294,7 @@ impl Opened {
         let service = PresenceService::new(chancery_presence::Parts {
             config: settings.configs.presence.clone(),
             metrics: base.metrics.clone(),
+            tracer: base.tracer.clone(),
             failpoints: base.failpoints.clone(),
             tasks: base.shutdown.tasks(Stage::Services).clone(),
         });
@@ -275,6 +314,7 @@ impl Opened {
             archive: wired(self.handles.archive.as_ref(), Role::Archive)?,
             clock: base.clock.clone(),
             metrics: base.metrics.clone(),
+            tracer: base.tracer.clone(),
             failpoints: base.failpoints.clone(),
             tasks: base.shutdown.tasks(Stage::Services).clone(),
         })
@@ -310,6 +350,7 @@ impl Opened {
             clock: base.clock.clone(),
             ids: base.ids.clone(),
             metrics: base.metrics.clone(),
+            tracer: base.tracer.clone(),
             failpoints: base.failpoints.clone(),
             streams: streams.clone(),
             services: base.shutdown.tasks(Stage::Services).clone(),
@@ -408,6 +449,7 @@ impl Opened {
         drop((handles, local, policy, gateway, certificates));
         stores.close().await;
         drop(lock);
+        base.exporting.drain(SPANS_LIMIT).await;
         if drained.panicked > 0 {
             return Err(Failure::new(format!(
                 "tasks have failed: {drained}; the log says which"

@@ -338,6 +338,7 @@ fn on_presence(gateway: &Gateway, up: presence::AttachUp) {
         policy_version: up.policy_version,
         unavailable: up.unavailable,
         to: up.to,
+        traceparent: up.traceparent,
     });
     for session in up.sessions {
         gateway

@@ -20,6 +20,7 @@ pub mod service;
 mod session;
 pub mod stream;
 pub mod tls;
+mod trace;
 pub mod transport;
 
 pub use config::Config;

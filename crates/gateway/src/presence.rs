@@ -13,6 +13,7 @@ use chancery_api::archive::{AppendItem, Outcome};
 use chancery_api::presence::{Act, PublishItem};
 use chancery_api::roster::{SubscriptionsRequest, SubscriptionsResponse};
 use chancery_api::{Cx, Kind, Verdict};
+use chancery_runtime::trace::TraceContext;
 use chancery_xml::{Element, push_attr};
 use chancery_xmpp::stanza::{PresenceType, StanzaType};
 use chancery_xmpp::{Condition, StanzaError, StanzaHeader, exempt, ns};
@@ -23,6 +24,7 @@ use crate::pipeline::record::{Key, stamped};
 use crate::service::Gateway;
 use crate::session::identity::{Change, Identity};
 use crate::session::window::Handled;
+use crate::trace;
 
 /// The presence service answers by then.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
@@ -44,6 +46,8 @@ pub(crate) struct Own {
     key: Key,
     /// Its record is in the log.
     recorded: AtomicBool,
+    /// The trace of the stanza that said it, when it is followed.
+    trace: Option<TraceContext>,
     /// The shard was asked to record it once: a further time needs a key of its own, because
     /// later stanzas may have passed it.
     asked: AtomicBool,
@@ -123,8 +127,15 @@ impl Own {
             has_content: !(removed.is_empty() && exempt::is_exempt(element, header)),
             key,
             recorded: AtomicBool::new(false),
+            trace: None,
             asked: AtomicBool::new(false),
         }
+    }
+
+    /// The same, of a stanza that is followed.
+    pub(crate) fn followed(mut self, trace: Option<TraceContext>) -> Self {
+        self.trace = trace;
+        self
     }
 
     pub(crate) fn is_available(&self) -> bool {
@@ -189,6 +200,7 @@ async fn allowed(
     gateway: &Gateway,
     identity: &Identity,
     others: impl Iterator<Item = String>,
+    trace: Option<TraceContext>,
 ) -> Result<(Vec<String>, Verdict), Away> {
     // RFC 6121 §4.2.2: the own resources hear too; the presence service sees to it. They are asked
     // about first, so that there is a verdict for the record.
@@ -198,7 +210,7 @@ async fn allowed(
         tracing::warn!(targets = to.len(), "a presence broadcast was cut");
         to.truncate(TARGETS);
     }
-    let question = question(identity, to, "");
+    let question = question(identity, to, "", trace);
     let verdicts = gateway.policy.decide(&question).await?;
     let own = verdicts.first().cloned().ok_or(Away)?;
     let asked = question.to.into_iter().zip(&verdicts).skip(1);
@@ -210,9 +222,9 @@ async fn allowed(
 }
 
 async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<(), Away> {
-    let subscriptions = subscriptions(gateway, identity).await?;
+    let subscriptions = subscriptions(gateway, identity, own.trace).await?;
     let others = subscriptions.from.iter().cloned();
-    let (targets, verdict) = allowed(gateway, identity, others).await?;
+    let (targets, verdict) = allowed(gateway, identity, others, own.trace).await?;
     let policy_version = verdict.policy_version;
     record(gateway, identity, own, verdict).await?;
     gateway
@@ -226,7 +238,7 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
         policy_version,
         ..said(gateway, identity, Act::Available)
     };
-    send(gateway, item).await?;
+    send(gateway, item, own.trace).await?;
     if !identity.followed.lock().probed {
         // RFC 6121 §4.3: whom the user hears, and the own resources. What comes back is decided
         // before it is written.
@@ -238,6 +250,7 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
                 targets,
                 ..said(gateway, identity, Act::Probe)
             },
+            own.trace,
         )
         .await?;
         identity.followed.lock().probed = true;
@@ -255,11 +268,11 @@ async fn again(
     let own = own.filter(|own| own.available);
     let directed = identity.followed.lock().directed();
     let heard_by = match own {
-        Some(_) => subscriptions(gateway, identity).await?.from.clone(),
+        Some(_) => subscriptions(gateway, identity, None).await?.from.clone(),
         None => Vec::new(),
     };
     let others = heard_by.into_iter().chain(directed);
-    let (targets, verdict) = allowed(gateway, identity, others).await?;
+    let (targets, verdict) = allowed(gateway, identity, others, None).await?;
     let item = PublishItem {
         payload: own.map(|own| own.payload.clone()).unwrap_or_default(),
         priority: own.map_or(0, |own| own.priority.into()),
@@ -267,14 +280,15 @@ async fn again(
         policy_version: verdict.policy_version,
         ..said(gateway, identity, act)
     };
-    send(gateway, item).await
+    send(gateway, item, None).await
 }
 
 /// `unavailable` to those who saw us needs no verdict; its text does, for the record.
 async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<(), Away> {
     let mut payload = own.payload.clone();
     if own.has_content {
-        let question = question(identity, vec![identity.account.to_string()], own.type_());
+        let to = vec![identity.account.to_string()];
+        let question = question(identity, to, own.type_(), own.trace);
         let recorded = match gateway.policy.decide_one(&question).await {
             Ok(verdict) => record(gateway, identity, own, verdict).await,
             Err(undecided) => Err(undecided.into()),
@@ -298,7 +312,7 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
         targets,
         ..said(gateway, identity, Act::Unavailable)
     };
-    send(gateway, item).await?;
+    send(gateway, item, own.trace).await?;
     identity.followed.lock().directed.clear();
     Ok(())
 }
@@ -310,8 +324,9 @@ pub(crate) async fn directed(
     identity: Arc<Identity>,
     element: Element,
     mut item: AppendItem,
+    trace: Option<TraceContext>,
 ) -> Handled {
-    let question = question(&identity, vec![item.to.clone()], &item.r#type);
+    let question = question(&identity, vec![item.to.clone()], &item.r#type, trace);
     let outage = || Handled {
         reply: answer::outage().reply(&element, None, Some(&identity.full)),
         owed: None,
@@ -322,7 +337,7 @@ pub(crate) async fn directed(
     gateway.permits.ruled(allows(&verdict));
     if !item.ephemeral {
         item.verdict = Some(verdict.clone());
-        if append(&gateway, item.clone()).await.is_err() {
+        if append(&gateway, item.clone(), trace).await.is_err() {
             return outage();
         }
     }
@@ -355,7 +370,7 @@ pub(crate) async fn directed(
         unavailable: item.r#type == "unavailable",
         ..said(&gateway, &identity, Act::Directed)
     };
-    match send(&gateway, publish).await {
+    match send(&gateway, publish, trace).await {
         Ok(()) => Handled::default(),
         Err(Away) => outage(),
     }
@@ -370,7 +385,7 @@ pub(crate) async fn gone(gateway: &Gateway, identity: &Identity) {
         targets,
         ..said(gateway, identity, Act::Unavailable)
     };
-    if send(gateway, item).await.is_err() {
+    if send(gateway, item, None).await.is_err() {
         // The presence service ends sessions that are not registered again.
         tracing::debug!("the end of a session's presence was not taken");
     }
@@ -397,12 +412,18 @@ async fn record(
         return Ok(());
     }
     gateway.permits.ruled(allows(&verdict));
-    append(gateway, own.item(gateway, identity, verdict)).await?;
+    append(gateway, own.item(gateway, identity, verdict), own.trace).await?;
     own.recorded.store(true, Ordering::Relaxed);
     Ok(())
 }
 
-async fn append(gateway: &Gateway, item: AppendItem) -> Result<(), Away> {
+async fn append(
+    gateway: &Gateway,
+    mut item: AppendItem,
+    trace: Option<TraceContext>,
+) -> Result<(), Away> {
+    let span = gateway.tracer.calls(trace::APPEND, trace);
+    item.traceparent = span.traceparent();
     let answered = gateway.append.call(item).await.map_err(|_| Away)?;
     match answered.outcome() {
         Outcome::Committed | Outcome::Gone | Outcome::Full => {
@@ -418,6 +439,7 @@ async fn append(gateway: &Gateway, item: AppendItem) -> Result<(), Away> {
 async fn subscriptions(
     gateway: &Gateway,
     identity: &Identity,
+    trace: Option<TraceContext>,
 ) -> Result<Arc<SubscriptionsResponse>, Away> {
     if let Some(known) = identity.followed.lock().subscriptions.clone() {
         return Ok(known);
@@ -425,9 +447,11 @@ async fn subscriptions(
     let request = SubscriptionsRequest {
         owner: identity.account.to_string(),
     };
+    let span = gateway.tracer.calls("roster.subscriptions", trace);
+    let cx = Cx::local().traced(span.traceparent());
     let answer = gateway
         .roster
-        .subscriptions(&Cx::local(), request)
+        .subscriptions(&cx, request)
         .await
         .map_err(|_| Away)?;
     let answer = Arc::new(answer);
@@ -439,13 +463,19 @@ async fn subscriptions(
     Ok(answer)
 }
 
-fn question(identity: &Identity, to: Vec<String>, type_: &str) -> Question {
+fn question(
+    identity: &Identity,
+    to: Vec<String>,
+    type_: &str,
+    trace: Option<TraceContext>,
+) -> Question {
     let from = identity.full.to_string();
     Question {
         from,
         to,
         kind: Kind::Presence,
         type_: type_.to_owned(),
+        trace,
     }
 }
 
@@ -459,7 +489,13 @@ fn said(gateway: &Gateway, identity: &Identity, act: Act) -> PublishItem {
     }
 }
 
-async fn send(gateway: &Gateway, item: PublishItem) -> Result<(), Away> {
+async fn send(
+    gateway: &Gateway,
+    mut item: PublishItem,
+    trace: Option<TraceContext>,
+) -> Result<(), Away> {
+    let span = gateway.tracer.calls(trace::PUBLISH, trace);
+    item.traceparent = span.traceparent();
     match tokio::time::timeout(PUBLISH_LIMIT, gateway.publish.call(item)).await {
         Ok(Ok(_)) => Ok(()),
         _ => Err(Away),

@@ -14,7 +14,7 @@ use chancery_api::presence::{Presence, PublishAnswer, PublishItem};
 use chancery_api::roster::Roster;
 use chancery_api::{Lane, LanePeer};
 use chancery_runtime::metrics::{Counter, Counters};
-use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks};
+use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks, Tracer};
 use chancery_xmpp::Condition;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -61,6 +61,8 @@ pub struct Parts {
     pub ids: Ids,
     /// For `chancery_gateway_…`.
     pub metrics: Metrics,
+    /// Chooses the stanzas that are followed.
+    pub tracer: Tracer,
     /// `gateway::…`.
     pub failpoints: Failpoints,
     /// Sessions: they end, drained, when this group is asked to.
@@ -94,6 +96,7 @@ pub struct Gateway {
     pub(crate) ending: CancellationToken,
     pub(crate) clock: Clock,
     pub(crate) ids: Ids,
+    pub(crate) tracer: Tracer,
     pub(crate) failpoints: Failpoints,
     pub(crate) metrics: Counted,
 }
@@ -175,7 +178,7 @@ impl Gateway {
             domains: parts.domains,
             append: parts.archive.append(peer.clone()),
             publish: parts.presence.publish(peer),
-            policy: Policy::new(decide, parts.failpoints.clone()),
+            policy: Policy::new(decide, parts.tracer.clone(), parts.failpoints.clone()),
             link: ArchiveLink::default(),
             sessions: Sessions::default(),
             handlers: Handlers::standard(),
@@ -190,6 +193,7 @@ impl Gateway {
             archive: parts.archive,
             clock: parts.clock,
             ids: parts.ids,
+            tracer: parts.tracer,
             failpoints: parts.failpoints,
         });
         let counted = Arc::downgrade(&gateway);

@@ -30,6 +30,10 @@ pub(crate) async fn run(inner: Arc<Inner>) {
         tokio::select! {
             () = inner.tasks.cancelled() => return,
             ended = follow(&inner, &mut since) => {
+                // Both end in one stage of a shutdown, in either order.
+                if inner.tasks.cancelled_now() {
+                    return;
+                }
                 let error = ended.err();
                 tracing::warn!(error = error.map(tracing::field::display), "lost the directory");
             }

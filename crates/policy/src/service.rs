@@ -15,7 +15,7 @@ use chancery_api::{
     Answers, ApiError, Cx, Denial, Followers, Lane, LanePeer, LaneService, Link, Verdict,
 };
 use chancery_runtime::metrics::Counter;
-use chancery_runtime::{Clock, Failpoints, Metrics, Tasks};
+use chancery_runtime::{Clock, Failpoints, Metrics, Tasks, Tracer};
 use chancery_store::StoreError;
 use tokio::sync::{Mutex, oneshot};
 
@@ -49,6 +49,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Where it counts.
     pub metrics: Metrics,
+    /// For the spans of verdicts.
+    pub tracer: Tracer,
     /// `policy::decide::before`.
     pub failpoints: Failpoints,
     /// What its tasks belong to.
@@ -84,6 +86,7 @@ pub(crate) struct Inner {
     pub(crate) directory: Arc<dyn Directory>,
     archive: Arc<dyn Archive>,
     clock: Clock,
+    tracer: Tracer,
     failpoints: Failpoints,
     pub(crate) tasks: Tasks,
     pub(crate) in_force: InForce,
@@ -176,6 +179,7 @@ impl PolicyService {
             directory: parts.directory,
             archive: parts.archive,
             clock: parts.clock.clone(),
+            tracer: parts.tracer,
             failpoints: parts.failpoints,
             tasks: parts.tasks,
             in_force: InForce::new(lease, parts.clock),
@@ -358,6 +362,9 @@ impl LaneService<DecideItem, DecideAnswer> for Inner {
         // One decider for the batch: all verdicts of an item are of one version.
         let decider = self.current()?;
         for item in batch {
+            let mut span = self.tracer.served("policy.verdict", &item.traceparent);
+            span.set("targets", item.to.len() as u64);
+            span.set("policy_version", decider.version());
             let kind = item.kind();
             let verdicts: Vec<Verdict> = item
                 .to

@@ -44,6 +44,7 @@ impl House {
             archive: Arc::clone(&log) as Arc<dyn Archive>,
             clock: clock.clone(),
             metrics: metrics.clone(),
+            tracer: chancery_runtime::Tracer::off(),
             failpoints: failpoints.clone(),
             tasks: tasks.clone(),
         })

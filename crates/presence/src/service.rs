@@ -12,7 +12,7 @@ use chancery_api::presence::{
 };
 use chancery_api::{Answers, ApiError, Cx, Lane, LanePeer, LaneService, Link};
 use chancery_runtime::metrics::Counter;
-use chancery_runtime::{Failpoints, Metrics, Tasks};
+use chancery_runtime::{Failpoints, Metrics, Tasks, Tracer};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -33,6 +33,8 @@ pub struct Parts {
     pub config: Config,
     /// Where it counts.
     pub metrics: Metrics,
+    /// For the spans of acts.
+    pub tracer: Tracer,
     /// `presence::publish::before`.
     pub failpoints: Failpoints,
     /// What its tasks belong to.
@@ -46,6 +48,7 @@ pub struct PresenceService(Arc<Inner>);
 struct Inner {
     own: Weak<Self>,
     grace: Duration,
+    tracer: Tracer,
     failpoints: Failpoints,
     tasks: Tasks,
     /// One lock around what was said and whom it is sent to: the order of acts is the order of
@@ -145,6 +148,7 @@ impl PresenceService {
         let inner = Arc::new_cyclic(|own| Inner {
             own: Weak::clone(own),
             grace: Duration::from_secs(parts.config.grace_s),
+            tracer: parts.tracer,
             failpoints: parts.failpoints,
             tasks: parts.tasks,
             state: Mutex::new(state),
@@ -211,6 +215,8 @@ impl Inner {
         let mut state = self.state.lock();
         for item in batch {
             self.counted.act(item.act());
+            let mut span = self.tracer.served("presence.act", &item.traceparent);
+            span.set("act", item.act().as_str_name());
             let named = if item.gateway.is_empty() {
                 &peer.gateway
             } else {
@@ -223,6 +229,7 @@ impl Inner {
                 }
                 None => 0,
             };
+            span.set("copies", u64::from(copies));
             answers.send(PublishAnswer {
                 seq: item.seq,
                 copies,

@@ -22,6 +22,7 @@ impl House {
         let service = PresenceService::new(Parts {
             config: Config::default(),
             metrics: metrics.clone(),
+            tracer: chancery_runtime::Tracer::off(),
             failpoints: failpoints.clone(),
             tasks: tasks.clone(),
         });

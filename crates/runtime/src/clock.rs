@@ -46,6 +46,14 @@ impl Clock {
         }
     }
 
+    /// Microseconds since the Unix epoch, for the start of a span. It may step as well.
+    pub fn now_unix_us(&self) -> i64 {
+        match &*self.0 {
+            Source::Real => real_unix_us(),
+            Source::Manual { wall_unix_ms, .. } => wall_unix_ms.load(Ordering::SeqCst) * 1_000,
+        }
+    }
+
     /// A time that never goes back, for deadlines, leases and measurements.
     pub fn monotonic(&self) -> Instant {
         match &*self.0 {
@@ -86,11 +94,15 @@ impl Default for Clock {
     }
 }
 
-#[allow(clippy::disallowed_methods)] // the one place that reads the wall clock
 fn real_unix_ms() -> i64 {
+    real_unix_us().div_euclid(1_000)
+}
+
+#[allow(clippy::disallowed_methods)] // the one place that reads the wall clock
+fn real_unix_us() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, |ms| -ms),
+        Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |us| -us),
     }
 }
 

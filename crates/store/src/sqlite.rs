@@ -2,6 +2,7 @@
 //! choose for a service: the service names its profile.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -12,6 +13,9 @@ use crate::StoreError;
 
 /// Prepared statements kept per connection.
 const STATEMENTS: usize = 128;
+/// SQLite's layer for files of one process: one exclusive lock for its whole life, and the index
+/// of the write-ahead log in its memory.
+const EXCLUSIVE_VFS: &str = "unix-excl";
 
 /// When a commit reaches the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +38,18 @@ pub struct Profile {
     pub busy_timeout: Duration,
     /// Neither creates nor writes.
     pub read_only: bool,
+    /// Only this process opens the file while it has it: its connections agree in memory, not by
+    /// locks of the system on every transaction. All connections to one file say the same.
+    pub one_process: bool,
 }
 
 impl Profile {
-    /// The log: every commit durable, checkpoints by a thread of its own.
+    /// The log: every commit durable, many of them, checkpoints by a thread of its own.
     pub const fn log() -> Self {
         Self {
             wal_autocheckpoint_pages: 0,
             cache_kib: 16 * 1024,
+            one_process: true,
             ..Self::durable()
         }
     }
@@ -55,6 +63,7 @@ impl Profile {
             mmap_bytes: 0,
             busy_timeout: Duration::from_secs(5),
             read_only: false,
+            one_process: false,
         }
     }
 
@@ -81,15 +90,14 @@ pub fn open(path: &Path, profile: Profile) -> Result<Connection, StoreError> {
     if profile.read_only {
         flags |= OpenFlags::SQLITE_OPEN_READ_ONLY;
     } else {
-        // SQLite gives the log and its index the mode of the database file.
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        options
-            .open(path)
-            .map_err(|source| StoreError::io(path, source))?;
+        create(path)?;
         flags |= OpenFlags::SQLITE_OPEN_READ_WRITE;
     }
-    let connection = Connection::open_with_flags(path, flags)?;
+    let connection = if profile.one_process {
+        Connection::open_with_flags_and_vfs(path, flags, EXCLUSIVE_VFS)?
+    } else {
+        Connection::open_with_flags(path, flags)?
+    };
     connection.busy_timeout(profile.busy_timeout)?;
     if !profile.read_only {
         let mode: String =
@@ -121,6 +129,31 @@ pub fn open(path: &Path, profile: Profile) -> Result<Connection, StoreError> {
         })?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
+}
+
+/// Makes the file unless it is there; SQLite gives the log and its index the same mode. One that
+/// is there is not opened: closing it again would drop the locks that this process has on it.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    match options.open(path) {
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+            Err(StoreError::io(path, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What SQLite does without a disk's confirmation of each commit: for a transaction whose loss
+/// costs work only. The next one that is confirmed confirms it too.
+pub fn unconfirmed<R>(
+    connection: &mut Connection,
+    work: impl FnOnce(&mut Connection) -> Result<R, StoreError>,
+) -> Result<R, StoreError> {
+    connection.pragma_update(None, "synchronous", "normal")?;
+    let result = work(connection);
+    connection.pragma_update(None, "synchronous", "full")?;
+    result
 }
 
 /// How hard a checkpoint tries.
@@ -189,19 +222,88 @@ mod tests {
     #[test]
     fn the_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log.db");
-        let db = open(&path, Profile::log()).unwrap();
-        db.execute_batch("CREATE TABLE t (x)").unwrap();
-        for file in ["log.db", "log.db-wal", "log.db-shm"] {
-            let mode = dir
-                .path()
-                .join(file)
-                .metadata()
-                .unwrap()
-                .permissions()
-                .mode();
-            assert_eq!(mode & 0o777, 0o600, "{file}");
+        for (name, profile) in [("a.db", Profile::durable()), ("log.db", Profile::log())] {
+            let db = open(&dir.path().join(name), profile).unwrap();
+            db.execute_batch("CREATE TABLE t (x)").unwrap();
+            for suffix in ["", "-wal", "-shm"] {
+                let file = dir.path().join(format!("{name}{suffix}"));
+                if suffix == "-shm" && profile.one_process {
+                    assert!(!file.exists(), "the index is in memory");
+                    continue;
+                }
+                let mode = file.metadata().unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600, "{file:?}");
+            }
         }
+    }
+
+    /// What a test of another process runs: it opens the file as any other program would.
+    #[test]
+    #[ignore = "started by the test below"]
+    fn another_process() {
+        let path = std::env::var("CHANCERY_TEST_DATABASE").unwrap();
+        let opened = open(Path::new(&path), Profile::durable());
+        let error = opened.and_then(|db| {
+            let count = db.query_row("SELECT count(*) FROM t", [], |r| r.get::<_, i64>(0))?;
+            assert_eq!(count, 1);
+            Ok(())
+        });
+        let expected = std::env::var("CHANCERY_TEST_LOCKED").unwrap() == "yes";
+        assert_eq!(error.is_err(), expected, "{error:?}");
+        if let Err(error) = error {
+            assert!(error.is_busy(), "{error}");
+        }
+    }
+
+    fn look_from_another_process(path: &Path, locked: bool) {
+        let looked = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "sqlite::tests::another_process"])
+            .env("CHANCERY_TEST_DATABASE", path)
+            .env("CHANCERY_TEST_LOCKED", if locked { "yes" } else { "no" })
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&looked.stdout);
+        assert!(
+            looked.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_file_of_one_process_is_shut_to_others_until_its_last_connection_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.db");
+        let profile = Profile {
+            busy_timeout: Duration::from_millis(10),
+            ..Profile::log()
+        };
+        let writer = open(&path, profile).unwrap();
+        writer
+            .execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+            .unwrap();
+        // A second writer, as for checkpoints, and a reader that is closed again.
+        let second = open(&path, profile).unwrap();
+        drop(open(&path, profile.reader()).unwrap());
+        checkpoint(&second, Checkpoint::Passive).unwrap();
+        look_from_another_process(&path, true);
+        drop(writer);
+        drop(second);
+        look_from_another_process(&path, false);
+    }
+
+    #[test]
+    fn an_unconfirmed_transaction_is_one_and_the_next_is_confirmed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut db = open(&dir.path().join("log.db"), Profile::log()).unwrap();
+        unconfirmed(&mut db, |db| {
+            assert_eq!(pragma::<i64>(db, "synchronous"), 1);
+            Ok(db.execute_batch("CREATE TABLE t (x)")?)
+        })
+        .unwrap();
+        assert_eq!(pragma::<i64>(&db, "synchronous"), 2);
+        let failed = unconfirmed(&mut db, |db| Ok(db.execute_batch("nonsense")?));
+        assert!(failed.is_err());
+        assert_eq!(pragma::<i64>(&db, "synchronous"), 2);
     }
 
     #[test]

@@ -152,7 +152,11 @@ pub fn check(journal: &Journal, records: &[Record], keys: &Path, domain: &str) -
         return Ok(());
     }
     let shown: Vec<&str> = problems.iter().take(20).map(String::as_str).collect();
-    bail!("{} invariants broken:\n{}", problems.len(), shown.join("\n"))
+    bail!(
+        "{} invariants broken:\n{}",
+        problems.len(),
+        shown.join("\n")
+    )
 }
 
 fn look<'a>(delivery: &'a Delivered, ring: &KeyRing, domain: &str) -> Result<Seen<'a>> {
@@ -163,27 +167,38 @@ fn look<'a>(delivery: &'a Delivered, ring: &KeyRing, domain: &str) -> Result<See
         .filter(|c| c.is("stanza-id", "urn:xmpp:sid:0") && c.attr("by") == Some(bare))
         .filter_map(|c| c.attr("id"))
         .collect();
-    let [id] = ids[..] else { bail!("{} stanza-ids by the reader's server", ids.len()) };
-    let (_, number) = ring.decode_archive_id(domain, id).context("stanza-id is not ours")?;
-    Ok(Seen { reader: &delivery.reader, stanza, number, time_ms: delivery.time_ms })
+    let [id] = ids[..] else {
+        bail!("{} stanza-ids by the reader's server", ids.len())
+    };
+    let (_, number) = ring
+        .decode_archive_id(domain, id)
+        .context("stanza-id is not ours")?;
+    Ok(Seen {
+        reader: &delivery.reader,
+        stanza,
+        number,
+        time_ms: delivery.time_ms,
+    })
 }
 
 /// I1, I2 and I6: a delivery has a record, written before, with the same content and a permit.
-fn no_dark_delivery(
-    seen: &[Seen],
-    by_number: &HashMap<u64, &Record>,
-    problems: &mut Vec<String>,
-) {
+fn no_dark_delivery(seen: &[Seen], by_number: &HashMap<u64, &Record>, problems: &mut Vec<String>) {
     for delivery in seen {
         let Some(record) = by_number.get(&delivery.number) else {
             problems.push(format!("I1 record {} does not exist", delivery.number));
             continue;
         };
         if record.time_ms > delivery.time_ms {
-            problems.push(format!("I1 record {} is younger than its delivery", record.number));
+            problems.push(format!(
+                "I1 record {} is younger than its delivery",
+                record.number
+            ));
         }
         if record.verdict != "allow" || record.policy_version == 0 {
-            problems.push(format!("I6 record {} was delivered without a permit", record.number));
+            problems.push(format!(
+                "I6 record {} was delivered without a permit",
+                record.number
+            ));
         }
         let payload = record.delivered.as_ref().unwrap_or(&record.payload);
         match parse(payload) {
@@ -199,8 +214,7 @@ fn no_dark_delivery(
 }
 
 /// What the server adds to a delivery, by this published list.
-const ADDED: &[(&str, &str)] =
-    &[("stanza-id", "urn:xmpp:sid:0"), ("delay", "urn:xmpp:delay")];
+const ADDED: &[(&str, &str)] = &[("stanza-id", "urn:xmpp:sid:0"), ("delay", "urn:xmpp:delay")];
 
 fn same_content(kept: &Element, delivered: &Element) -> bool {
     let content = |element: &Element| {
@@ -210,7 +224,12 @@ fn same_content(kept: &Element, delivered: &Element) -> bool {
             .map(String::from)
             .collect();
         let attribute = |name: &str| element.attr(name).map(str::to_owned);
-        (children, attribute("type"), attribute("id"), attribute("to"))
+        (
+            children,
+            attribute("type"),
+            attribute("id"),
+            attribute("to"),
+        )
     };
     content(kept) == content(delivered)
 }
@@ -219,7 +238,10 @@ fn same_content(kept: &Element, delivered: &Element) -> bool {
 fn no_invention(journal: &Journal, records: &[Record], problems: &mut Vec<String>) {
     let sent: HashMap<&str, &Sent> = journal.sent.iter().map(|s| (s.id.as_str(), s)).collect();
     let mut found: BTreeMap<&str, u64> = BTreeMap::new();
-    for record in records.iter().filter(|r| r.kind == "message" && !r.id.is_empty()) {
+    for record in records
+        .iter()
+        .filter(|r| r.kind == "message" && !r.id.is_empty())
+    {
         match sent.get(record.id.as_str()) {
             None => problems.push(format!("I3 record {} was never sent", record.number)),
             Some(sent) if sent.from != record.from => {
@@ -228,7 +250,10 @@ fn no_invention(journal: &Journal, records: &[Record], problems: &mut Vec<String
             Some(_) => {}
         }
         if let Some(first) = found.insert(&record.id, record.number) {
-            problems.push(format!("I3 records {first} and {} are twins", record.number));
+            problems.push(format!(
+                "I3 records {first} and {} are twins",
+                record.number
+            ));
         }
     }
 }
@@ -266,14 +291,22 @@ fn order(journal: &Journal, records: &[Record], seen: &[Seen], problems: &mut Ve
         }
         *before = delivery.number.max(*before);
     }
-    let place: HashMap<&str, u64> =
-        records.iter().filter(|r| r.kind == "message").map(|r| (r.id.as_str(), r.number)).collect();
+    let place: HashMap<&str, u64> = records
+        .iter()
+        .filter(|r| r.kind == "message")
+        .map(|r| (r.id.as_str(), r.number))
+        .collect();
     let mut last: HashMap<(&str, &str), u64> = HashMap::new();
     for sent in &journal.sent {
-        let Some(number) = place.get(sent.id.as_str()) else { continue };
+        let Some(number) = place.get(sent.id.as_str()) else {
+            continue;
+        };
         let before = last.entry((&sent.from, &sent.to)).or_default();
         if *before > *number {
-            problems.push(format!("I5 {} was recorded before what was sent earlier", sent.id));
+            problems.push(format!(
+                "I5 {} was recorded before what was sent earlier",
+                sent.id
+            ));
         }
         *before = *number;
     }
@@ -305,7 +338,9 @@ mod tests {
             from: from.into(),
             to: vec!["b@x".into()],
             id: id.into(),
-            payload: format!("<message xmlns='jabber:client' id='{id}' to='b@x'><body>1</body></message>"),
+            payload: format!(
+                "<message xmlns='jabber:client' id='{id}' to='b@x'><body>1</body></message>"
+            ),
             delivered: None,
         }
     }
@@ -328,7 +363,11 @@ mod tests {
     fn journal(ring: &KeyRing, number: u64, id: &str, body: &str) -> Journal {
         let archive_id = ring.archive_id("x", 0, number).unwrap();
         Journal {
-            sent: vec![Sent { from: "a@x/1".into(), to: "b@x".into(), id: id.into() }],
+            sent: vec![Sent {
+                from: "a@x/1".into(),
+                to: "b@x".into(),
+                id: id.into(),
+            }],
             acknowledged: [id.to_owned()].into(),
             delivered: vec![Delivered {
                 reader: "b@x/1".into(),
@@ -356,12 +395,17 @@ mod tests {
         };
         fails(&journal(&ring, 2, "m1", "1"), &records, "I1");
         fails(&journal(&ring, 1, "m1", "2"), &records, "I2");
-        fails(&good, &[record(1, "m1", "a@x/1"), record(2, "m1", "a@x/1")], "I3");
+        fails(
+            &good,
+            &[record(1, "m1", "a@x/1"), record(2, "m1", "a@x/1")],
+            "I3",
+        );
         let mut lost = good.clone();
         lost.delivered.clear();
         fails(&lost, &records, "I4");
         let mut both = good.clone();
-        both.errors.insert("m1".into(), "resource-constraint".into());
+        both.errors
+            .insert("m1".into(), "resource-constraint".into());
         fails(&both, &records, "I4");
         let mut denied = record(1, "m1", "a@x/1");
         denied.verdict = "deny".into();

@@ -71,7 +71,10 @@ pub async fn authenticate(login: &Login) -> Result<Wire> {
     wire.element().await?;
     if login.mechanism == "PLAIN" {
         let text = B64.encode(format!("\0{}\0{}", login.user, login.password));
-        wire.send(format!("<auth xmlns='{SASL}' mechanism='PLAIN'>{text}</auth>")).await?;
+        wire.send(format!(
+            "<auth xmlns='{SASL}' mechanism='PLAIN'>{text}</auth>"
+        ))
+        .await?;
         let answer = wire.element().await?;
         if !answer.is("success", SASL) {
             bail!("{}", String::from_utf8_lossy(&answer.bytes));
@@ -92,7 +95,10 @@ async fn scram(wire: &mut Wire, login: &Login) -> Result<()> {
         .as_ref()
         .map(|der| digest::digest(&digest::SHA256, der).as_ref().to_vec());
     let (mechanism, binding) = if let Some(name) = login.mechanism.strip_suffix("/endpoint") {
-        (name, Some(("tls-server-end-point", endpoint.context("no certificate")?)))
+        (
+            name,
+            Some(("tls-server-end-point", endpoint.context("no certificate")?)),
+        )
     } else if login.mechanism.ends_with("-PLUS") {
         let data = exporter.context("no exporter")?.to_vec();
         (login.mechanism.as_str(), Some(("tls-exporter", data)))
@@ -100,17 +106,23 @@ async fn scram(wire: &mut Wire, login: &Login) -> Result<()> {
         (login.mechanism.as_str(), None)
     };
     let nonce = format!("n{:x}", std::process::id());
-    let bound = binding.as_ref().map(|(name, data)| (*name, data.as_slice()));
+    let bound = binding
+        .as_ref()
+        .map(|(name, data)| (*name, data.as_slice()));
     let mut scram = Scram::new(sha256, &login.user, &login.password, &nonce, bound);
     let first = B64.encode(scram.first());
-    wire.send(format!("<auth xmlns='{SASL}' mechanism='{mechanism}'>{first}</auth>")).await?;
+    wire.send(format!(
+        "<auth xmlns='{SASL}' mechanism='{mechanism}'>{first}</auth>"
+    ))
+    .await?;
     let challenge = wire.element().await?;
     if !challenge.is("challenge", SASL) {
         bail!("{}", String::from_utf8_lossy(&challenge.bytes));
     }
     let server_first = String::from_utf8(B64.decode(challenge.text())?)?;
     let last = B64.encode(scram.last(&server_first)?);
-    wire.send(format!("<response xmlns='{SASL}'>{last}</response>")).await?;
+    wire.send(format!("<response xmlns='{SASL}'>{last}</response>"))
+        .await?;
     let outcome = wire.element().await?;
     if !outcome.is("success", SASL) {
         bail!("{}", String::from_utf8_lossy(&outcome.bytes));
@@ -141,7 +153,9 @@ impl Client {
             .split_once("<jid>")
             .and_then(|(_, rest)| rest.split_once("</jid>"))
             .map(|(jid, _)| jid.to_owned());
-        let Some(jid) = jid else { bail!("not bound: {text}") };
+        let Some(jid) = jid else {
+            bail!("not bound: {text}")
+        };
         Ok(Self {
             wire,
             jid,
@@ -164,20 +178,30 @@ impl Client {
     /// Turns stream management on; gives its id.
     pub async fn enable(&mut self) -> Result<String> {
         self.wire.send(format!("<enable xmlns='{SM}'/>")).await?;
-        let enabled = self.wait(|e| e.is("enabled", SM) || e.is("failed", SM)).await?;
+        let enabled = self
+            .wait(|e| e.is("enabled", SM) || e.is("failed", SM))
+            .await?;
         if !enabled.is("enabled", SM) {
             bail!("{}", String::from_utf8_lossy(&enabled.bytes));
         }
         self.managed = true;
         self.received = 0;
         self.sent = 0;
-        Ok(enabled.header.attr("id").or(enabled.header.id.as_deref()).unwrap_or("").to_owned())
+        Ok(enabled
+            .header
+            .attr("id")
+            .or(enabled.header.id.as_deref())
+            .unwrap_or("")
+            .to_owned())
     }
 
     /// Sends a stanza.
     pub async fn send(&mut self, stanza: impl AsRef<str>) -> Result<()> {
         let text = stanza.as_ref();
-        if ["<message", "<presence", "<iq"].iter().any(|name| text.starts_with(name)) {
+        if ["<message", "<presence", "<iq"]
+            .iter()
+            .any(|name| text.starts_with(name))
+        {
             self.sent = self.sent.wrapping_add(1);
         }
         if text.starts_with("<presence") {
@@ -200,7 +224,9 @@ impl Client {
     async fn next_from_wire(&mut self) -> Result<Incoming> {
         loop {
             let incoming = self.wire.next().await?;
-            let Incoming::Element(element) = &incoming else { return Ok(incoming) };
+            let Incoming::Element(element) = &incoming else {
+                return Ok(incoming);
+            };
             if &*element.header.ns == SM {
                 match &*element.header.name {
                     "r" if self.answers => {
@@ -226,7 +252,9 @@ impl Client {
 
     /// The next stanza within the patience of a test.
     pub async fn stanza(&mut self) -> Result<Element> {
-        let next = tokio::time::timeout(PATIENCE, self.next()).await.context("nothing came")??;
+        let next = tokio::time::timeout(PATIENCE, self.next())
+            .await
+            .context("nothing came")??;
         match next {
             Incoming::Element(element) => Ok(element),
             other => bail!("expected a stanza, got {other:?}"),
@@ -254,8 +282,10 @@ impl Client {
     pub async fn query(&mut self, type_: &str, payload: &str) -> Result<Element> {
         self.next_id += 1;
         let id = format!("q{}", self.next_id);
-        self.send(format!("<iq type='{type_}' id='{id}'>{payload}</iq>")).await?;
-        self.wait(|e| &*e.header.name == "iq" && e.header.id.as_deref() == Some(&id)).await
+        self.send(format!("<iq type='{type_}' id='{id}'>{payload}</iq>"))
+            .await?;
+        self.wait(|e| &*e.header.name == "iq" && e.header.id.as_deref() == Some(&id))
+            .await
     }
 
     /// Everything that comes before markers sent now: how "receives nothing" is shown.
@@ -265,7 +295,10 @@ impl Client {
     /// what was accepted before them arrives before them.
     pub async fn until_marker(&mut self) -> Result<Vec<Element>> {
         let own = self.jid.clone();
-        let to = own.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;");
+        let to = own
+            .replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('\'', "&apos;");
         self.next_id += 1;
         let id = format!("marker{}", self.next_id);
         let marks = |e: &Element, name: &str| {
@@ -274,10 +307,14 @@ impl Client {
             &*e.header.name == name && e.header.id.as_deref() == Some(&id) && back
         };
         let ping = "<ping xmlns='urn:xmpp:ping'/>";
-        self.send(format!("<iq type='get' id='{id}' to='{to}'>{ping}</iq>")).await?;
-        self.wait(|e| marks(e, "iq")).await.context("the marker did not come back")?;
+        self.send(format!("<iq type='get' id='{id}' to='{to}'>{ping}</iq>"))
+            .await?;
+        self.wait(|e| marks(e, "iq"))
+            .await
+            .context("the marker did not come back")?;
         if self.available {
-            self.send(format!("<presence id='{id}' to='{to}'/>")).await?;
+            self.send(format!("<presence id='{id}' to='{to}'/>"))
+                .await?;
             self.wait(|e| marks(e, "presence"))
                 .await
                 .context("the presence marker did not come back")?;
@@ -330,7 +367,10 @@ impl Client {
         }
         self.wire.send("</stream:stream>").await?;
         loop {
-            match tokio::time::timeout(PATIENCE, self.wire.next()).await.context("not closed")?? {
+            match tokio::time::timeout(PATIENCE, self.wire.next())
+                .await
+                .context("not closed")??
+            {
                 Incoming::Close | Incoming::End => return Ok(()),
                 _ => {}
             }

@@ -47,7 +47,9 @@ pub fn differs(wanted: &Element, got: &Element, captures: &mut Captures) -> Opti
             }
             continue;
         }
-        let Some(given) = given else { return Some(format!("attribute {name} is missing")) };
+        let Some(given) = given else {
+            return Some(format!("attribute {name} is missing"));
+        };
         if let Some(reason) = value_differs(value, given, captures) {
             return Some(format!("attribute {name}: {reason}"));
         }
@@ -75,7 +77,11 @@ pub fn differs(wanted: &Element, got: &Element, captures: &mut Captures) -> Opti
             }
         });
         let Some(at) = found else {
-            return Some(format!("no child <{}/>: {}", child.name(), reasons.join("; ")));
+            return Some(format!(
+                "no child <{}/>: {}",
+                child.name(),
+                reasons.join("; ")
+            ));
         };
         free.remove(at);
     }
@@ -96,7 +102,11 @@ fn value_differs(wanted: &str, given: &str, captures: &mut Captures) -> Option<S
     if wanted.trim() == "*" {
         return None;
     }
-    if let Some(name) = wanted.trim().strip_prefix("{=").and_then(|w| w.strip_suffix('}')) {
+    if let Some(name) = wanted
+        .trim()
+        .strip_prefix("{=")
+        .and_then(|w| w.strip_suffix('}'))
+    {
         captures.insert(name.to_owned(), given.to_owned());
         return None;
     }
@@ -112,7 +122,9 @@ pub fn substitute(text: &str, captures: &Captures) -> String {
         let (before, from) = rest.split_at(open);
         out.push_str(before);
         let known = from.find('}').and_then(|close| {
-            captures.get(&from[1..close]).map(|value| (value, &from[close + 1..]))
+            captures
+                .get(&from[1..close])
+                .map(|value| (value, &from[close + 1..]))
         });
         match known {
             Some((value, after)) => {
@@ -134,13 +146,20 @@ mod tests {
     use super::*;
 
     fn check(wanted: &str, got: &str) -> Option<String> {
-        differs(&parse(wanted).unwrap(), &parse(got).unwrap(), &mut Captures::new())
+        differs(
+            &parse(wanted).unwrap(),
+            &parse(got).unwrap(),
+            &mut Captures::new(),
+        )
     }
 
     #[test]
     fn a_subset_matches_and_anything_else_does_not() {
         let got = "<message from='a' type='chat'><body>hi</body><x xmlns='y' k='v'/></message>";
-        assert_eq!(check("<message type='chat'><body>hi</body></message>", got), None);
+        assert_eq!(
+            check("<message type='chat'><body>hi</body></message>", got),
+            None
+        );
         assert_eq!(check("<message><x xmlns='y' k='*'/></message>", got), None);
         assert!(check("<message><body>ho</body></message>", got).is_some());
         assert!(check("<message to='b'/>", got).is_some());

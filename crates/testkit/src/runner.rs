@@ -8,7 +8,7 @@ use chancery_xml::Element;
 use crate::client::{Client, authenticate};
 use crate::matching::{Captures, differs, parse, substitute};
 use crate::scenario::{Action, Scenario};
-use crate::server::{Server, Setup, Shape};
+use crate::server::{Foreign, Server, Setup, Shape};
 use crate::wire::{Incoming, PATIENCE};
 
 /// Complaints in logs that say no more than what the test did itself.
@@ -23,21 +23,41 @@ struct Play<'a> {
 
 /// Runs `scenario` in one wiring.
 pub fn run(scenario: &Scenario, shape: Shape) -> Result<()> {
-    let mut setup = Setup { config: scenario.config.clone(), ..Setup::default() };
+    let mut setup = Setup {
+        config: scenario.config.clone(),
+        ..Setup::default()
+    };
     if !scenario.domains.is_empty() {
         setup.domains.clone_from(&scenario.domains);
     }
-    let mut server = Server::start(shape, setup)?;
+    play(scenario, Server::start(shape, setup)?)
+}
+
+/// Runs a universal scenario against a server that is not ours; what is in the log is not asked.
+pub fn run_foreign(scenario: &Scenario, foreign: Foreign) -> Result<()> {
+    let mut scenario = scenario.clone();
+    scenario
+        .steps
+        .retain(|step| !matches!(step.action, Action::Record { .. }));
+    play(&scenario, Server::foreign(foreign)?)
+}
+
+fn play(scenario: &Scenario, mut server: Server) -> Result<()> {
     prepare(scenario, &server)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let mut captures = Captures::new();
     captures.insert("domain".into(), server.domain().to_owned());
     for name in &scenario.accounts {
         captures.insert(name.clone(), format!("{name}@{}", server.domain()));
     }
-    let mut play =
-        Play { server: &mut server, clients: BTreeMap::new(), captures, killed: false };
+    let mut play = Play {
+        server: &mut server,
+        clients: BTreeMap::new(),
+        captures,
+        killed: false,
+    };
     for step in &scenario.steps {
         let done = runtime
             .block_on(play.step(&step.action))
@@ -57,7 +77,10 @@ pub fn run(scenario: &Scenario, shape: Shape) -> Result<()> {
     let complaints = server.complaints(&allowed);
     if !complaints.is_empty() {
         server.keep_logs();
-        bail!("unexpected complaints in the logs:\n{}", complaints.join("\n"));
+        bail!(
+            "unexpected complaints in the logs:\n{}",
+            complaints.join("\n")
+        );
     }
     Ok(())
 }
@@ -92,9 +115,11 @@ impl Play<'_> {
     async fn step(&mut self, action: &Action) -> Result<()> {
         match action {
             Action::Connect { who, options } => self.connect(who, options).await,
-            Action::Refused { who, options, condition } => {
-                self.refused(who, options, condition).await
-            }
+            Action::Refused {
+                who,
+                options,
+                condition,
+            } => self.refused(who, options, condition).await,
             Action::Sends { who, xml } => {
                 let xml = substitute(xml, &self.captures);
                 for part in top_level(&xml) {
@@ -102,13 +127,19 @@ impl Play<'_> {
                 }
                 Ok(())
             }
-            Action::Receives { who, xml, any_order, without } => {
-                self.receives(who, xml, *any_order, without).await
-            }
+            Action::Receives {
+                who,
+                xml,
+                any_order,
+                without,
+            } => self.receives(who, xml, *any_order, without).await,
             Action::Awaits { who, xml } => self.awaits(who, xml).await,
-            Action::Resumes { who, whose, options, xml } => {
-                self.resumes(who, whose, options, xml).await
-            }
+            Action::Resumes {
+                who,
+                whose,
+                options,
+                xml,
+            } => self.resumes(who, whose, options, xml).await,
             Action::Nothing { who } => {
                 let came = self.client(who)?.until_marker().await?;
                 if let Some(first) = came.first() {
@@ -137,11 +168,15 @@ impl Play<'_> {
     }
 
     fn client(&mut self, who: &str) -> Result<&mut Client> {
-        self.clients.get_mut(who).with_context(|| format!("{who} is not connected"))
+        self.clients
+            .get_mut(who)
+            .with_context(|| format!("{who} is not connected"))
     }
 
     fn take(&mut self, who: &str) -> Result<Client> {
-        self.clients.remove(who).with_context(|| format!("{who} is not connected"))
+        self.clients
+            .remove(who)
+            .with_context(|| format!("{who} is not connected"))
     }
 
     fn login_of(&self, who: &str, options: &[String]) -> Result<crate::client::Login> {
@@ -193,9 +228,15 @@ impl Play<'_> {
         xml: &str,
     ) -> Result<()> {
         let login = self.login_of(who, options)?;
-        let id = self.captures.get(&format!("sm:{whose}")).map_or(whose, String::as_str);
+        let id = self
+            .captures
+            .get(&format!("sm:{whose}"))
+            .map_or(whose, String::as_str);
         let mut wire = authenticate(&login).await?;
-        wire.send(format!("<resume xmlns='urn:xmpp:sm:3' previd='{id}' h='0'/>")).await?;
+        wire.send(format!(
+            "<resume xmlns='urn:xmpp:sm:3' previd='{id}' h='0'/>"
+        ))
+        .await?;
         let got = wire.element().await?;
         let expected = parse(&substitute(xml, &self.captures))?;
         let tree = parse(&String::from_utf8_lossy(&got.bytes))?;
@@ -219,18 +260,20 @@ impl Play<'_> {
             self.captures.insert(format!("sm:{who}"), id);
         }
         if on("roster") {
-            client.query("get", "<query xmlns='jabber:iq:roster'/>").await?;
+            client
+                .query("get", "<query xmlns='jabber:iq:roster'/>")
+                .await?;
         }
         if on("carbons") {
-            client.query("set", "<enable xmlns='urn:xmpp:carbons:2'/>").await?;
+            client
+                .query("set", "<enable xmlns='urn:xmpp:carbons:2'/>")
+                .await?;
         }
         if on("available") {
             client.send("<presence/>").await?;
             let own = client.jid.clone();
             client
-                .wait(|e| {
-                    &*e.header.name == "presence" && e.header.from.as_deref() == Some(&own)
-                })
+                .wait(|e| &*e.header.name == "presence" && e.header.from.as_deref() == Some(&own))
                 .await?;
         }
         self.captures.insert(who.to_owned(), client.jid.clone());
@@ -257,7 +300,10 @@ impl Play<'_> {
         let mut wanted: VecDeque<&String> = xml.iter().collect();
         while !wanted.is_empty() {
             let got = self.client(who)?.stanza().await.with_context(|| {
-                format!("while {who} waits for {}", wanted.front().map_or("", |w| w.as_str()))
+                format!(
+                    "while {who} waits for {}",
+                    wanted.front().map_or("", |w| w.as_str())
+                )
             })?;
             let tree = parse(&String::from_utf8_lossy(&got.bytes))?;
             for name in without {
@@ -310,7 +356,15 @@ impl Play<'_> {
     }
 
     fn admin(&mut self, action: &Action) -> Result<()> {
-        let Action::Admin { arguments, input, fails, prints } = action else { return Ok(()) };
+        let Action::Admin {
+            arguments,
+            input,
+            fails,
+            prints,
+        } = action
+        else {
+            return Ok(());
+        };
         let input = substitute(input, &self.captures);
         let mut words = Vec::new();
         for argument in arguments {
@@ -344,7 +398,8 @@ impl Play<'_> {
 
     fn record(&mut self, text: &str, count: usize) -> Result<()> {
         let (file, key) = self.server.export(true)?;
-        self.server.must(&["verify", &file.display().to_string(), "--key", &key], "")?;
+        self.server
+            .must(&["verify", &file.display().to_string(), "--key", &key], "")?;
         let text = substitute(text, &self.captures);
         let found = crate::checker::read(&file)?
             .iter()

@@ -44,21 +44,38 @@ pub enum Action {
     /// Logs in.
     Connect { who: String, options: Vec<String> },
     /// Logging in fails with this SASL condition.
-    Refused { who: String, options: Vec<String>, condition: String },
+    Refused {
+        who: String,
+        options: Vec<String>,
+        condition: String,
+    },
     /// Sends stanzas or other top-level elements.
     Sends { who: String, xml: String },
     /// Receives exactly these next; in any order with `any_order`.
-    Receives { who: String, xml: Vec<String>, any_order: bool, without: Vec<String> },
+    Receives {
+        who: String,
+        xml: Vec<String>,
+        any_order: bool,
+        without: Vec<String>,
+    },
     /// Receives this sooner or later; what comes before it is not looked at.
     Awaits { who: String, xml: String },
     /// Authenticates, asks to resume the session of `whose` (or an id), reads this answer, binds.
-    Resumes { who: String, whose: String, options: Vec<String>, xml: String },
+    Resumes {
+        who: String,
+        whose: String,
+        options: Vec<String>,
+        xml: String,
+    },
     /// Receives nothing up to a marker sent now.
     Nothing { who: String },
     /// Throws away what has come up to a marker sent now.
     Skips { who: String },
     /// The server ends the stream, with this stream error if one is named.
-    Closed { who: String, condition: Option<String> },
+    Closed {
+        who: String,
+        condition: Option<String>,
+    },
     /// Closes the stream.
     Disconnect { who: String },
     /// Drops the TCP connection without a word.
@@ -66,7 +83,12 @@ pub enum Action {
     /// Waits until everything sent is acknowledged (XEP-0198).
     Settled { who: String },
     /// Runs the command line; with `fails` it must fail.
-    Admin { arguments: Vec<String>, input: String, fails: bool, prints: Option<String> },
+    Admin {
+        arguments: Vec<String>,
+        input: String,
+        fails: bool,
+        prints: Option<String>,
+    },
     /// kill -9 a process.
     Kill { role: String },
     /// Starts it again.
@@ -75,6 +97,22 @@ pub enum Action {
     Restart,
     /// Export, verify, and count of records that contain a text.
     Record { text: String, count: usize },
+}
+
+impl Scenario {
+    /// Whether it can be aimed at a server that is not ours: nothing but clients in it.
+    pub fn is_universal(&self) -> bool {
+        let ours = |step: &Step| {
+            matches!(
+                step.action,
+                Action::Admin { .. } | Action::Kill { .. } | Action::Start { .. } | Action::Restart
+            )
+        };
+        self.groups.is_empty()
+            && self.domains.is_empty()
+            && self.config.is_empty()
+            && !self.steps.iter().any(ours)
+    }
 }
 
 /// Parses a file.
@@ -125,8 +163,10 @@ fn dedent(lines: &[&str]) -> String {
         .map(|line| line.len() - line.trim_start().len())
         .min()
         .unwrap_or(0);
-    let stripped: Vec<&str> =
-        lines.iter().map(|line| line.get(indent..).unwrap_or("").trim_end()).collect();
+    let stripped: Vec<&str> = lines
+        .iter()
+        .map(|line| line.get(indent..).unwrap_or("").trim_end())
+        .collect();
     stripped.join("\n").trim_end().to_owned()
 }
 
@@ -142,35 +182,49 @@ fn take(scenario: &mut Scenario, line: &str, block: &str, number: usize) -> Resu
         ("kill", Some(role)) => Action::Kill { role: role.into() },
         ("start", Some(role)) => Action::Start { role: role.into() },
         ("restart", None) => Action::Restart,
-        ("record", Some(count)) => {
-            Action::Record { count: count.parse()?, text: words[2..].join(" ") }
-        }
+        ("record", Some(count)) => Action::Record {
+            count: count.parse()?,
+            text: words[2..].join(" "),
+        },
         ("admin" | "admin-fails", Some(_)) => {
             let (arguments, prints) = match line.split_once(" prints ") {
                 Some((command, text)) => (command, Some(text.to_owned())),
                 None => (line, None),
             };
             Action::Admin {
-                arguments: arguments.split_whitespace().skip(1).map(str::to_owned).collect(),
+                arguments: arguments
+                    .split_whitespace()
+                    .skip(1)
+                    .map(str::to_owned)
+                    .collect(),
                 input: block.to_owned(),
                 fails: words[0] == "admin-fails",
                 prints,
             }
         }
-        (who, Some("connects")) => Action::Connect { who: who.into(), options: rest() },
+        (who, Some("connects")) => Action::Connect {
+            who: who.into(),
+            options: rest(),
+        },
         (who, Some("refused")) => Action::Refused {
             who: who.into(),
             condition: words.get(2).context("which condition?")?.clone(),
             options: words[3..].to_vec(),
         },
-        (who, Some("sends")) => Action::Sends { who: who.into(), xml: block.into() },
+        (who, Some("sends")) => Action::Sends {
+            who: who.into(),
+            xml: block.into(),
+        },
         (who, Some("receives")) => receives(who, &rest(), block)?,
         (who, Some("awaits")) => {
             let mut all = split_elements(block)?;
             if all.len() != 1 {
                 bail!("awaits one element, not {}", all.len());
             }
-            Action::Awaits { who: who.into(), xml: all.remove(0) }
+            Action::Awaits {
+                who: who.into(),
+                xml: all.remove(0),
+            }
         }
         (who, Some("resumes")) => Action::Resumes {
             who: who.into(),
@@ -179,15 +233,19 @@ fn take(scenario: &mut Scenario, line: &str, block: &str, number: usize) -> Resu
             xml: block.into(),
         },
         (who, Some("skips")) => Action::Skips { who: who.into() },
-        (who, Some("closed")) => {
-            Action::Closed { who: who.into(), condition: words.get(2).cloned() }
-        }
+        (who, Some("closed")) => Action::Closed {
+            who: who.into(),
+            condition: words.get(2).cloned(),
+        },
         (who, Some("disconnects")) => Action::Disconnect { who: who.into() },
         (who, Some("drops")) => Action::Drop { who: who.into() },
         (who, Some("settled")) => Action::Settled { who: who.into() },
         _ => bail!("unknown step: {line}"),
     };
-    scenario.steps.push(Step { line: number, action });
+    scenario.steps.push(Step {
+        line: number,
+        action,
+    });
     Ok(())
 }
 
@@ -208,7 +266,12 @@ fn receives(who: &str, options: &[String], block: &str) -> Result<Action> {
     if xml.is_empty() {
         bail!("receives what?");
     }
-    Ok(Action::Receives { who: who.into(), xml, any_order, without })
+    Ok(Action::Receives {
+        who: who.into(),
+        xml,
+        any_order,
+        without,
+    })
 }
 
 /// Top-level elements of a block: each starts on a line of its own, unindented.
@@ -228,7 +291,12 @@ fn split_elements(block: &str) -> Result<Vec<String>> {
 }
 
 fn header(scenario: &mut Scenario, key: &str, value: &str, block: &str) -> Result<()> {
-    let words = || value.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let words = || {
+        value
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     match key {
         "title" => scenario.title = value.into(),
         "shapes" => {
@@ -273,7 +341,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(scenario.accounts, ["alice", "bob"]);
-        assert_eq!(scenario.groups, [("red".to_owned(), vec!["alice".to_owned()])]);
+        assert_eq!(
+            scenario.groups,
+            [("red".to_owned(), vec!["alice".to_owned()])]
+        );
         assert_eq!(scenario.steps.len(), 6);
         assert_eq!(
             scenario.steps[1].action,
@@ -282,7 +353,13 @@ mod tests {
                 xml: "<message to='bob'>\n  <body>x</body>\n</message>".into()
             }
         );
-        let Action::Receives { xml, any_order, without, .. } = &scenario.steps[2].action else {
+        let Action::Receives {
+            xml,
+            any_order,
+            without,
+            ..
+        } = &scenario.steps[2].action
+        else {
             panic!("not receives");
         };
         assert_eq!((xml.len(), *any_order, without.len()), (2, true, 1));

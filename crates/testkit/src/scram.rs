@@ -45,13 +45,21 @@ impl Scram {
     /// client-final-message for what the server said.
     pub fn last(&mut self, server_first: &str) -> Result<String> {
         let field = |name: &str| {
-            server_first.split(',').find_map(|f| f.strip_prefix(name)).context("field missing")
+            server_first
+                .split(',')
+                .find_map(|f| f.strip_prefix(name))
+                .context("field missing")
         };
         let nonce = field("r=")?;
         let salt = B64.decode(field("s=")?)?;
         let iterations: NonZeroU32 = field("i=")?.parse()?;
         let (hash, mac, sum, length) = if self.sha256 {
-            (pbkdf2::PBKDF2_HMAC_SHA256, hmac::HMAC_SHA256, &digest::SHA256, 32)
+            (
+                pbkdf2::PBKDF2_HMAC_SHA256,
+                hmac::HMAC_SHA256,
+                &digest::SHA256,
+                32,
+            )
         } else {
             (
                 pbkdf2::PBKDF2_HMAC_SHA1,
@@ -61,9 +69,17 @@ impl Scram {
             )
         };
         let mut salted = vec![0u8; length];
-        pbkdf2::derive(hash, iterations, &salt, self.password.as_bytes(), &mut salted);
+        pbkdf2::derive(
+            hash,
+            iterations,
+            &salt,
+            self.password.as_bytes(),
+            &mut salted,
+        );
         let keyed = |key: &[u8], data: &[u8]| {
-            hmac::sign(&hmac::Key::new(mac, key), data).as_ref().to_vec()
+            hmac::sign(&hmac::Key::new(mac, key), data)
+                .as_ref()
+                .to_vec()
         };
         let client_key = keyed(&salted, b"Client Key");
         let stored = digest::digest(sum, &client_key);
@@ -72,7 +88,11 @@ impl Scram {
         let without_proof = format!("c={},r={nonce}", B64.encode(cbind));
         let auth = format!("{},{server_first},{without_proof}", self.first_bare);
         let signature = keyed(stored.as_ref(), auth.as_bytes());
-        let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(a, b)| a ^ b).collect();
+        let proof: Vec<u8> = client_key
+            .iter()
+            .zip(&signature)
+            .map(|(a, b)| a ^ b)
+            .collect();
         self.server_signature = keyed(&keyed(&salted, b"Server Key"), auth.as_bytes());
         Ok(format!("{without_proof},p={}", B64.encode(proof)))
     }

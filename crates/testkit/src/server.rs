@@ -2,10 +2,12 @@
 //! can be killed, stopped and started again.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -44,7 +46,11 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { domains: vec!["example.test".into()], config: String::new(), failpoints: vec![] }
+        Self {
+            domains: vec!["example.test".into()],
+            config: String::new(),
+            failpoints: vec![],
+        }
     }
 }
 
@@ -56,8 +62,52 @@ struct Process {
     child: Option<Child>,
 }
 
+/// A server that is not ours, and how it is prepared for a scenario.
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    /// Listener with STARTTLS.
+    pub c2s: SocketAddr,
+    /// Listener with direct TLS.
+    pub c2s_tls: SocketAddr,
+    /// Its domain.
+    pub domain: String,
+    /// PEM of what its certificate is to be trusted by.
+    pub authority: PathBuf,
+    /// Called as `PREPARE reset`, `PREPARE account NAME PASSWORD` and `PREPARE introduce NAME NAME`.
+    pub prepare: PathBuf,
+}
+
+impl Foreign {
+    /// From `CHANCERY_FOREIGN_*` in the environment, if `CHANCERY_FOREIGN_C2S` is there.
+    pub fn from_environment() -> Result<Option<Self>> {
+        let Ok(c2s) = std::env::var("CHANCERY_FOREIGN_C2S") else {
+            return Ok(None);
+        };
+        let var = |name: &str| {
+            let name = format!("CHANCERY_FOREIGN_{name}");
+            std::env::var(&name).with_context(|| name)
+        };
+        Ok(Some(Self {
+            c2s: c2s.parse()?,
+            c2s_tls: var("C2S_TLS")?.parse()?,
+            domain: var("DOMAIN")?,
+            authority: var("AUTHORITY")?.into(),
+            prepare: var("PREPARE")?.into(),
+        }))
+    }
+
+    fn prepare(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new(&self.prepare).args(arguments).output()?;
+        if !output.status.success() {
+            bail!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+}
+
 /// A running deployment.
 pub struct Server {
+    foreign: Option<Foreign>,
     shape: Shape,
     setup: Setup,
     home: tempfile::TempDir,
@@ -66,6 +116,8 @@ pub struct Server {
     pub c2s: Vec<SocketAddr>,
     /// Direct TLS listeners, one a gateway.
     pub c2s_tls: Vec<SocketAddr>,
+    /// Internal listeners by role, where services are processes of their own.
+    pub internal: Vec<(&'static str, SocketAddr)>,
 }
 
 const SERVICES: [&str; 5] = ["archive", "directory", "roster", "policy", "presence"];
@@ -79,9 +131,19 @@ impl Server {
 
     /// The same, with its data below `parent`.
     pub fn start_in(parent: &Path, shape: Shape, setup: Setup) -> Result<Self> {
-        let home = tempfile::Builder::new().prefix("chancery-test-").tempdir_in(parent)?;
-        let mut server =
-            Self { shape, setup, home, processes: vec![], c2s: vec![], c2s_tls: vec![] };
+        let home = tempfile::Builder::new()
+            .prefix("chancery-test-")
+            .tempdir_in(parent)?;
+        let mut server = Self {
+            foreign: None,
+            shape,
+            setup,
+            home,
+            processes: vec![],
+            c2s: vec![],
+            c2s_tls: vec![],
+            internal: vec![],
+        };
         match shape {
             Shape::One => server.lay_out_one()?,
             Shape::Many => server.lay_out_many()?,
@@ -91,6 +153,30 @@ impl Server {
         }
         server.wait_ready()?;
         Ok(server)
+    }
+
+    /// Somebody else's server, emptied.
+    pub fn foreign(foreign: Foreign) -> Result<Self> {
+        foreign.prepare(&["reset"])?;
+        let home = tempfile::Builder::new()
+            .prefix("chancery-test-")
+            .tempdir()?;
+        let setup = Setup {
+            domains: vec![foreign.domain.clone()],
+            ..Setup::default()
+        };
+        let (c2s, c2s_tls) = (vec![foreign.c2s], vec![foreign.c2s_tls]);
+        let foreign = Some(foreign);
+        Ok(Self {
+            foreign,
+            shape: Shape::One,
+            setup,
+            home,
+            processes: vec![],
+            c2s,
+            c2s_tls,
+            internal: vec![],
+        })
     }
 
     fn lay_out_one(&mut self) -> Result<()> {
@@ -109,7 +195,10 @@ impl Server {
 
     fn lay_out_many(&mut self) -> Result<()> {
         let internal = self.home.path().join("internal");
-        let made = Command::new(binary()?).arg("internal-certs").arg(&internal).output()?;
+        let made = Command::new(binary()?)
+            .arg("internal-certs")
+            .arg(&internal)
+            .output()?;
         if !made.status.success() {
             bail!("internal-certs: {}", String::from_utf8_lossy(&made.stderr));
         }
@@ -119,6 +208,7 @@ impl Server {
             let address = free_address()?;
             services.push_str(&format!("{name} = \"{address}\"\n"));
             addresses.push(address);
+            self.internal.push((name, address));
         }
         for (name, address) in SERVICES.iter().zip(addresses) {
             let listen = format!("internal = \"{address}\"\n");
@@ -143,7 +233,11 @@ impl Server {
         internal: &Path,
     ) -> Result<()> {
         let ops = free_address()?;
-        let data = if role == "gateway" { "gateways" } else { "data" };
+        let data = if role == "gateway" {
+            "gateways"
+        } else {
+            "data"
+        };
         let config = format!(
             "[server]\nname = \"{name}\"\ndomains = {:?}\ndata = {:?}\nroles = [\"{role}\"]\n\
              [listen]\n{listen}ops = \"{ops}\"\n{services}\
@@ -177,7 +271,10 @@ impl Server {
             .map(|(_, points)| points.clone())
             .collect();
         let process = &mut self.processes[index];
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&process.log)?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&process.log)?;
         let child = Command::new(binary()?)
             .args(["serve", "--config"])
             .arg(&process.config)
@@ -202,7 +299,10 @@ impl Server {
                 if ready(process.ops) {
                     break;
                 }
-                let ended = process.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
+                let ended = process
+                    .child
+                    .as_mut()
+                    .and_then(|c| c.try_wait().ok().flatten());
                 if ended.is_some() || Instant::now() > until {
                     let log = std::fs::read_to_string(&process.log).unwrap_or_default();
                     bail!("{} is not ready ({ended:?}):\n{log}", process.name);
@@ -225,8 +325,15 @@ impl Server {
 
     /// The process that runs `role` (in one process: that one).
     fn index_of(&self, role: &str) -> Result<usize> {
-        let name = if self.shape == Shape::One { "one" } else { role };
-        self.processes.iter().position(|p| p.name == name).context("no such process")
+        let name = if self.shape == Shape::One {
+            "one"
+        } else {
+            role
+        };
+        self.processes
+            .iter()
+            .position(|p| p.name == name)
+            .context("no such process")
     }
 
     /// The process id of the process that runs `role`.
@@ -238,7 +345,10 @@ impl Server {
 
     /// Process ids of all processes that run.
     pub fn pids(&self) -> Vec<u32> {
-        self.processes.iter().filter_map(|p| p.child.as_ref().map(Child::id)).collect()
+        self.processes
+            .iter()
+            .filter_map(|p| p.child.as_ref().map(Child::id))
+            .collect()
     }
 
     /// kill -9.
@@ -264,12 +374,17 @@ impl Server {
 
     /// Starts a process that was killed or has ended, and waits until it is ready.
     pub fn start_again(&mut self, role: &str) -> Result<()> {
+        self.begin_again(role)?;
+        self.wait_ready()
+    }
+
+    /// The same, without waiting.
+    pub fn begin_again(&mut self, role: &str) -> Result<()> {
         let index = self.index_of(role)?;
         if let Some(mut child) = self.processes[index].child.take() {
             child.wait()?;
         }
-        self.spawn(index)?;
-        self.wait_ready()
+        self.spawn(index)
     }
 
     /// Starts every process that does not run, and waits until all are ready.
@@ -291,33 +406,52 @@ impl Server {
 
     /// Stops everything gracefully; fails when a process does not end in time or ends badly.
     pub fn stop(&mut self) -> Result<()> {
-        for process in self.processes.iter_mut().rev() {
-            let Some(child) = process.child.as_mut() else { continue };
-            kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
-        }
-        let until = Instant::now() + STOP_LIMIT;
-        for process in self.processes.iter_mut().rev() {
-            let Some(mut child) = process.child.take() else { continue };
-            loop {
-                if let Some(status) = child.try_wait()? {
-                    if !status.success() {
-                        bail!("{} ended with {status}", process.name);
-                    }
-                    break;
-                }
-                if Instant::now() > until {
-                    child.kill()?;
-                    bail!("{} did not stop", process.name);
-                }
-                std::thread::sleep(Duration::from_millis(20));
+        // Whoever calls goes before whom it calls, as an operator would do it; gateways together.
+        let (gateways, services): (Vec<usize>, Vec<usize>) =
+            (0..self.processes.len()).partition(|at| self.processes[*at].name.starts_with("gw"));
+        let rounds = std::iter::once(gateways).chain(services.into_iter().rev().map(|at| vec![at]));
+        for round in rounds {
+            for &index in &round {
+                let Some(child) = self.processes[index].child.as_ref() else {
+                    continue;
+                };
+                kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+            }
+            for index in round {
+                self.await_end(index)?;
             }
         }
         Ok(())
     }
 
+    fn await_end(&mut self, index: usize) -> Result<()> {
+        let until = Instant::now() + STOP_LIMIT;
+        let process = &mut self.processes[index];
+        let Some(mut child) = process.child.take() else {
+            return Ok(());
+        };
+        loop {
+            if let Some(status) = child.try_wait()? {
+                if !status.success() {
+                    bail!("{} ended with {status}", process.name);
+                }
+                return Ok(());
+            }
+            if Instant::now() > until {
+                child.kill()?;
+                bail!("{} did not stop", process.name);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Data directory in which the command line finds the server.
     pub fn data(&self) -> PathBuf {
-        let name = if self.shape == Shape::One { "data" } else { "data-directory" };
+        let name = if self.shape == Shape::One {
+            "data"
+        } else {
+            "data-directory"
+        };
         self.home.path().join(name)
     }
 
@@ -336,7 +470,11 @@ impl Server {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        child.stdin.take().context("no stdin")?.write_all(input.as_bytes())?;
+        child
+            .stdin
+            .take()
+            .context("no stdin")?
+            .write_all(input.as_bytes())?;
         Ok(child.wait_with_output()?)
     }
 
@@ -355,10 +493,17 @@ impl Server {
 
     /// Adds accounts, all with [`PASSWORD`], in the default domain.
     pub fn accounts(&self, names: &[&str]) -> Result<()> {
+        if let Some(foreign) = &self.foreign {
+            return names
+                .iter()
+                .try_for_each(|name| foreign.prepare(&["account", name, PASSWORD]));
+        }
         let file = self.home.path().join("accounts.txt");
         let domain = self.domain();
-        let lines: String =
-            names.iter().map(|name| format!("{name}@{domain} {PASSWORD}\n")).collect();
+        let lines: String = names
+            .iter()
+            .map(|name| format!("{name}@{domain} {PASSWORD}\n"))
+            .collect();
         std::fs::write(&file, lines)?;
         self.must(&["user", "import", &file.display().to_string()], "")?;
         Ok(())
@@ -366,10 +511,19 @@ impl Server {
 
     /// Puts two accounts into each other's rosters.
     pub fn introduce(&self, one: &str, other: &str) -> Result<()> {
+        if let Some(foreign) = &self.foreign {
+            return foreign.prepare(&["introduce", one, other]);
+        }
         let domain = self.domain();
         let (one, other) = (format!("{one}@{domain}"), format!("{other}@{domain}"));
-        self.must(&["roster", "put", &one, &other, "--subscription", "both"], "")?;
-        self.must(&["roster", "put", &other, &one, "--subscription", "both"], "")?;
+        self.must(
+            &["roster", "put", &one, &other, "--subscription", "both"],
+            "",
+        )?;
+        self.must(
+            &["roster", "put", &other, &one, "--subscription", "both"],
+            "",
+        )?;
         Ok(())
     }
 
@@ -380,6 +534,9 @@ impl Server {
 
     /// Path of the authority's certificate that clients of a gateway have to trust.
     pub fn authority(&self, gateway: usize) -> PathBuf {
+        if let Some(foreign) = &self.foreign {
+            return foreign.authority.clone();
+        }
         let data = match self.shape {
             Shape::One => "data".to_owned(),
             Shape::Many => format!("gateways-{}", GATEWAYS[gateway % GATEWAYS.len()]),
@@ -412,13 +569,19 @@ impl Server {
         Ok(body)
     }
 
+    /// Status and body of a page on the ops address of the process that runs `role`.
+    pub fn probe(&self, role: &str, page: &str) -> Result<(u16, String)> {
+        get(self.processes[self.index_of(role)?].ops, page)
+    }
+
     /// Log lines at level WARN or ERROR, of all processes, that no `allowed` text explains.
     pub fn complaints(&self, allowed: &[&str]) -> Vec<String> {
         let mut found = Vec::new();
         for process in &self.processes {
             let log = std::fs::read_to_string(&process.log).unwrap_or_default();
             for line in log.lines() {
-                let loud = line.contains(" WARN ") || line.contains(" ERROR ")
+                let loud = line.contains(" WARN ")
+                    || line.contains(" ERROR ")
                     || line.contains("panicked");
                 if loud && !allowed.iter().any(|text| line.contains(text)) {
                     found.push(format!("{}: {line}", process.name));
@@ -430,7 +593,13 @@ impl Server {
 
     /// Copies the logs to where they outlive the deployment: they explain a failure.
     pub fn keep_logs(&self) -> PathBuf {
-        let own = self.home.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let own = self
+            .home
+            .path()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let kept = std::env::temp_dir().join(format!("{own}-failed"));
         let _ = std::fs::create_dir_all(&kept);
         for process in &self.processes {
@@ -478,9 +647,18 @@ pub fn binary() -> Result<PathBuf> {
         .context("build the binary first: cargo build -p chancery")
 }
 
-/// An address on which nobody listens.
+/// Ports for listeners: below those that the system gives to outgoing connections, one of which
+/// could take the port before its listener does.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// An address on which nobody listens. Each is on a loopback address of its own, by process and by call:
+/// between the look and the listening nobody else, neither another test nor a client's own port, takes it.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed) & 0xff;
+    let process = std::process::id() & 0x3fff;
+    let host = Ipv4Addr::from_bits(0x7f80_0000 | (process << 8) | call);
+    Ok(TcpListener::bind((host, 0))?.local_addr()?)
 }
 
 fn ready(ops: SocketAddr) -> bool {
@@ -492,10 +670,20 @@ pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     use std::io::Read;
     let mut tcp = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     tcp.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(tcp, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    write!(
+        tcp,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )?;
     let mut text = String::new();
     tcp.read_to_string(&mut text)?;
-    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
-    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .context("no status")?;
+    let body = text
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default();
     Ok((status, body))
 }

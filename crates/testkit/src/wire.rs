@@ -53,7 +53,10 @@ pub fn trusting(authority_pem: &[u8], alpn: Option<&str>) -> Result<Arc<rustls::
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = alpn.map(|name| name.as_bytes().to_vec()).into_iter().collect();
+    config.alpn_protocols = alpn
+        .map(|name| name.as_bytes().to_vec())
+        .into_iter()
+        .collect();
     Ok(Arc::new(config))
 }
 
@@ -70,7 +73,9 @@ impl Wire {
         tls: Arc<rustls::ClientConfig>,
     ) -> Result<Self> {
         let name = ServerName::try_from(domain.to_owned())?;
-        let stream = TlsConnector::from(tls).connect(name, connect(address).await?).await?;
+        let stream = TlsConnector::from(tls)
+            .connect(name, connect(address).await?)
+            .await?;
         Self::under_tls(stream)
     }
 
@@ -91,10 +96,11 @@ impl Wire {
         tls: Arc<rustls::ClientConfig>,
     ) -> Result<Self> {
         let mut tcp = connect_from(source, address).await?;
-        let mut framer = Framer::new(Limits::after_auth());
+        let mut framer = Framer::new(Limits::internal());
         tcp.write_all(header(domain).as_bytes()).await?;
         read_until(&mut tcp, &mut framer, "features").await?;
-        tcp.write_all(b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await?;
+        tcp.write_all(b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+            .await?;
         read_until(&mut tcp, &mut framer, "proceed").await?;
         let name = ServerName::try_from(domain.to_owned())?;
         let stream = TlsConnector::from(tls).connect(name, tcp).await?;
@@ -110,10 +116,14 @@ impl Wire {
 
     fn under_tls<S: Bytes + 'static>(stream: TlsStream<S>) -> Result<Self> {
         let (_, session) = stream.get_ref();
-        let exporter =
-            session.export_keying_material([0u8; 32], b"EXPORTER-Channel-Binding", None).ok();
-        let certificate =
-            session.peer_certificates().and_then(|all| all.first()).map(|c| c.to_vec());
+        // RFC 9266 §2: a context of length zero, which before TLS 1.3 is not the same as none.
+        let exporter = session
+            .export_keying_material([0u8; 32], b"EXPORTER-Channel-Binding", Some(b""))
+            .ok();
+        let certificate = session
+            .peer_certificates()
+            .and_then(|all| all.first())
+            .map(|c| c.to_vec());
         let mut wire = Self::over(Box::new(stream));
         wire.exporter = exporter;
         wire.certificate = certificate;
@@ -121,8 +131,13 @@ impl Wire {
     }
 
     fn over(io: Box<dyn Bytes>) -> Self {
-        let framer = Framer::new(Limits::after_auth());
-        Self { io, framer, exporter: None, certificate: None }
+        let framer = Framer::new(Limits::internal());
+        Self {
+            io,
+            framer,
+            exporter: None,
+            certificate: None,
+        }
     }
 
     /// Sends bytes as they are.
@@ -131,7 +146,9 @@ impl Wire {
             self.io.write_all(bytes.as_ref()).await?;
             self.io.flush().await
         };
-        tokio::time::timeout(PATIENCE, write).await.context("the server does not read")??;
+        tokio::time::timeout(PATIENCE, write)
+            .await
+            .context("the server does not read")??;
         Ok(())
     }
 
@@ -144,7 +161,11 @@ impl Wire {
     /// The next thing that comes in. Cancel-safe.
     pub async fn next(&mut self) -> Result<Incoming> {
         loop {
-            match self.framer.next().map_err(|e| anyhow::anyhow!("server sent bad XML: {e:?}"))? {
+            match self
+                .framer
+                .next()
+                .map_err(|e| anyhow::anyhow!("server sent bad XML: {e:?}"))?
+            {
                 Some(Frame::Open(header)) => return Ok(Incoming::Open(Box::new(header))),
                 Some(Frame::Element(element)) => return Ok(Incoming::Element(element)),
                 Some(Frame::Close) => return Ok(Incoming::Close),
@@ -160,7 +181,9 @@ impl Wire {
 
     /// The next thing, within the patience of a test.
     pub async fn expect(&mut self) -> Result<Incoming> {
-        tokio::time::timeout(PATIENCE, self.next()).await.context("nothing came")?
+        tokio::time::timeout(PATIENCE, self.next())
+            .await
+            .context("nothing came")?
     }
 
     /// The next element.
@@ -197,7 +220,9 @@ impl Wire {
             }
         };
         let both = async { tokio::join!(write, read).1 };
-        tokio::time::timeout(PATIENCE, both).await.context("the connection does not end")
+        tokio::time::timeout(PATIENCE, both)
+            .await
+            .context("the connection does not end")
     }
 }
 
@@ -226,8 +251,9 @@ async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> Result<Tcp
 async fn read_until(tcp: &mut TcpStream, framer: &mut Framer, name: &str) -> Result<()> {
     let mut buffer = [0u8; 4096];
     loop {
-        while let Some(frame) =
-            framer.next().map_err(|e| anyhow::anyhow!("server sent bad XML: {e:?}"))?
+        while let Some(frame) = framer
+            .next()
+            .map_err(|e| anyhow::anyhow!("server sent bad XML: {e:?}"))?
         {
             if let Frame::Element(element) = frame {
                 if &*element.header.name == name {

@@ -22,8 +22,12 @@ const FLOORS: &[(&str, u8)] = &[
     ("chancery-roster", 2),
     ("chancery", 3),
 ];
-const TOOLS: &[&str] =
-    &["chancery-testkit", "chancery-xtask", "chancery-tests", "chancery-benches"];
+const TOOLS: &[&str] = &[
+    "chancery-testkit",
+    "chancery-xtask",
+    "chancery-tests",
+    "chancery-benches",
+];
 /// Within a floor, only these edges.
 const BESIDE: &[(&str, &str)] = &[
     ("chancery-xmpp", "chancery-xml"),
@@ -35,7 +39,11 @@ const FORBIDDEN: &[(u8, &str)] = &[(0, "tokio"), (0, "tonic"), (0, "rusqlite")];
 
 /// Every edge that the table does not allow.
 pub fn problems(root: &Path) -> Result<Vec<String>> {
-    let metadata = MetadataCommand::new().current_dir(root).no_deps().exec().context("metadata")?;
+    let metadata = MetadataCommand::new()
+        .current_dir(root)
+        .no_deps()
+        .exec()
+        .context("metadata")?;
     let floors: BTreeMap<&str, u8> = FLOORS.iter().copied().collect();
     let mut problems = Vec::new();
     for package in &metadata.packages {
@@ -53,11 +61,15 @@ pub fn problems(root: &Path) -> Result<Vec<String>> {
                 problems.push(format!("{name} -> {other}: tools are not for the floors"));
             }
             if dependency.kind == DependencyKind::Normal
-                && FORBIDDEN.iter().any(|(to, what)| floor <= *to && *what == other)
+                && FORBIDDEN
+                    .iter()
+                    .any(|(to, what)| floor <= *to && *what == other)
             {
                 problems.push(format!("{name} -> {other}: floor {floor} must not know it"));
             }
-            let Some(&below) = floors.get(other) else { continue };
+            let Some(&below) = floors.get(other) else {
+                continue;
+            };
             let allowed = below < floor || BESIDE.contains(&(name, other));
             if !allowed {
                 problems.push(format!("{name} -> {other}: floor {floor} to floor {below}"));

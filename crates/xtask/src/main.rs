@@ -47,7 +47,9 @@ enum Task {
 }
 
 fn main() -> Result<()> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()?;
     match Cli::parse().task {
         Task::Codegen { check } => codegen::run(&root, check),
         Task::Tidy => tidy::run(&root),

@@ -67,19 +67,48 @@ fn change(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
     step(tally, "tidy", || tidy::run(root))?;
     step(tally, "fmt", || plain(root, &["fmt", "--all", "--check"]))?;
     step(tally, "clippy", || {
-        plain(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+        plain(
+            root,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )
     })?;
     step(tally, "python client", || python(root))?;
-    step(tally, "build", || plain(root, &["build", "--quiet", "--package", "chancery"]))?;
-    step(tally, "release build", || plain(root, &["build", "--quiet", "--release"]))?;
+    step(tally, "build", || {
+        plain(root, &["build", "--quiet", "--package", "chancery"])
+    })?;
+    step(tally, "release build", || {
+        plain(root, &["build", "--quiet", "--release"])
+    })?;
     let times = times.to_string();
-    counted(root, &["test", "--workspace", "--no-fail-fast"], &times, tally)
+    counted(
+        root,
+        &["test", "--workspace", "--no-fail-fast"],
+        &times,
+        tally,
+    )
 }
 
 fn kill(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
-    step(tally, "build", || plain(root, &["build", "--quiet", "--package", "chancery"]))?;
+    step(tally, "build", || {
+        plain(root, &["build", "--quiet", "--package", "chancery"])
+    })?;
     let times = times.to_string();
-    let arguments = ["test", "--package", "chancery-tests", "--", "kill::", "--test-threads=1"];
+    let arguments = [
+        "test",
+        "--package",
+        "chancery-tests",
+        "--",
+        "kill::",
+        "--test-threads=1",
+    ];
     counted(root, &arguments, &times, tally)
 }
 
@@ -147,15 +176,24 @@ fn counted(root: &Path, arguments: &[&str], times: &str, tally: &mut Tally) -> R
     }
     let status = child.wait()?;
     // A target that did not compile or died says no result line.
-    tally.failed += if status.success() { failed } else { failed.max(1) };
+    tally.failed += if status.success() {
+        failed
+    } else {
+        failed.max(1)
+    };
     Ok(())
 }
 
 fn number_before(text: &str, word: &str) -> u64 {
     let Some(end) = text.find(word) else { return 0 };
-    let digits: String =
-        text[..end].chars().rev().take_while(char::is_ascii_digit).collect::<Vec<_>>()
-            .into_iter().rev().collect();
+    let digits: String = text[..end]
+        .chars()
+        .rev()
+        .take_while(char::is_ascii_digit)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+        .collect();
     digits.parse().unwrap_or(0)
 }
 
@@ -174,7 +212,14 @@ pub fn bench(root: &Path, bench: Bench, rest: &[String]) -> Result<()> {
             plain(root, &["build", "--quiet", "--release"])?;
             let mut command = cargo(root);
             command
-                .args(["run", "--quiet", "--release", "--package", "chancery-benches", "--bin"])
+                .args([
+                    "run",
+                    "--quiet",
+                    "--release",
+                    "--package",
+                    "chancery-benches",
+                    "--bin",
+                ])
                 .args(["load", "--"])
                 .args(rest);
             ran(&mut command)

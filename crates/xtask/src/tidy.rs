@@ -20,7 +20,9 @@ pub fn run(root: &Path) -> Result<()> {
     }
     for path in tracked(root)? {
         let shown = path.display().to_string();
-        let Ok(text) = std::fs::read_to_string(root.join(&path)) else { continue };
+        let Ok(text) = std::fs::read_to_string(root.join(&path)) else {
+            continue;
+        };
         if shown.ends_with("Cargo.lock") || shown.contains("/gen/") {
             continue;
         }
@@ -38,8 +40,10 @@ pub fn run(root: &Path) -> Result<()> {
             problems.push(format!("{shown}: does not open with `//!`"));
         }
         let lines = text.lines().count();
-        let header: String =
-            text.lines().take_while(|line| line.starts_with("//!")).collect();
+        let header: String = text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .collect();
         if lines > FILE_LINES && !header.contains("long") {
             problems.push(format!("{shown}: {lines} lines"));
         }
@@ -56,5 +60,8 @@ fn tracked(root: &Path) -> Result<Vec<PathBuf>> {
         .current_dir(root)
         .output()
         .context("git ls-files")?;
-    Ok(String::from_utf8(listed.stdout)?.lines().map(PathBuf::from).collect())
+    Ok(String::from_utf8(listed.stdout)?
+        .lines()
+        .map(PathBuf::from)
+        .collect())
 }

@@ -37,28 +37,103 @@ fn before_the_header() {
         let streams = "http://etherx.jabber.org/streams";
         let rows = [
             row("A1", format!("{dtd}{hdr}&k;"), RESTRICTED),
-            row("A1 behind the declaration", format!("<?xml version='1.0'?>{dtd}{body}"), RESTRICTED),
+            row(
+                "A1 behind the declaration",
+                format!("<?xml version='1.0'?>{dtd}{body}"),
+                RESTRICTED,
+            ),
             row("A2", format!("{external}{hdr}"), RESTRICTED),
-            row("A15 declared", hdr.replace("'1.0'?>", "'1.0' encoding='UTF-16'?>"), ENCODING),
+            row(
+                "A15 declared",
+                hdr.replace("'1.0'?>", "'1.0' encoding='UTF-16'?>"),
+                ENCODING,
+            ),
             row("A15 byte order mark", bom, ENCODING),
             row("A15 behind a space", format!(" {hdr}"), RESTRICTED),
             row("A16 http", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", PARSE),
             row("A16 tls", hello, PARSE),
             row("A16 nul", vec![0; 64], PARSE),
-            row("A19 0.9", hdr.replace("version='1.0'>", "version='0.9'>"), &["unsupported-version"]),
-            row("A19 none", hdr.replace(" version='1.0'>", ">"), &["unsupported-version"]),
-            row("A19 1.0.0", hdr.replace("version='1.0'>", "version='1.0.0'>"), &["unsupported-version"]),
-            row("A19 server", hdr.replace("jabber:client", "jabber:server"), &["invalid-namespace"]),
-            row("A19 streams", hdr.replace(streams, "urn:x"), &["invalid-namespace", "bad-format"]),
-            row("A19 no to", hdr.replace(" to='example.test'", ""), &["improper-addressing", "host-unknown"]),
-            row("A19 unknown to", hdr.replace("example.test", "elsewhere.test"), &["host-unknown"]),
-            row("A19 other root", "<x xmlns='jabber:client'>", &["invalid-namespace", "bad-format", "not-well-formed"]),
-            row("B2 attribute", header_with(&format!("xmlns='jabber:client' to='{DOMAIN}' version='1.0' x='{}'", "a".repeat(8193))), TOO_MUCH),
-            row("B2 elements", after_header(&format!("<a xmlns='urn:x'>{}</a>", "<b/>".repeat(33))), TOO_MUCH),
-            row("B2 namespaces", after_header(&format!("<a{}/>", numbered(200, |n| format!(" xmlns:n{n}='u'")))), TOO_MUCH),
-            row("B3 before auth", after_header(&format!("<message{}", numbered(29_000, |n| format!(" a{n}=''")))), TOO_MUCH),
-            row("D12 message", after_header("<message to='bob@example.test'><body>x</body></message>"), &["not-authorized", "policy-violation"]),
-            row("C3 bind", after_header("<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>"), &["not-authorized", "policy-violation"]),
+            row(
+                "A19 0.9",
+                hdr.replace("version='1.0'>", "version='0.9'>"),
+                &["unsupported-version"],
+            ),
+            row(
+                "A19 none",
+                hdr.replace(" version='1.0'>", ">"),
+                &["unsupported-version"],
+            ),
+            row(
+                "A19 1.0.0",
+                hdr.replace("version='1.0'>", "version='1.0.0'>"),
+                &["unsupported-version"],
+            ),
+            row(
+                "A19 server",
+                hdr.replace("jabber:client", "jabber:server"),
+                &["invalid-namespace"],
+            ),
+            row(
+                "A19 streams",
+                hdr.replace(streams, "urn:x"),
+                &["invalid-namespace", "bad-format"],
+            ),
+            row(
+                "A19 no to",
+                hdr.replace(" to='example.test'", ""),
+                &["improper-addressing", "host-unknown"],
+            ),
+            row(
+                "A19 unknown to",
+                hdr.replace("example.test", "elsewhere.test"),
+                &["host-unknown"],
+            ),
+            row(
+                "A19 other root",
+                "<x xmlns='jabber:client'>",
+                &["invalid-namespace", "bad-format", "not-well-formed"],
+            ),
+            row(
+                "B2 attribute",
+                header_with(&format!(
+                    "xmlns='jabber:client' to='{DOMAIN}' version='1.0' x='{}'",
+                    "a".repeat(8193)
+                )),
+                TOO_MUCH,
+            ),
+            row(
+                "B2 elements",
+                after_header(&format!("<a xmlns='urn:x'>{}</a>", "<b/>".repeat(33))),
+                TOO_MUCH,
+            ),
+            row(
+                "B2 namespaces",
+                after_header(&format!(
+                    "<a{}/>",
+                    numbered(200, |n| format!(" xmlns:n{n}='u'"))
+                )),
+                TOO_MUCH,
+            ),
+            row(
+                "B3 before auth",
+                after_header(&format!(
+                    "<message{}",
+                    numbered(29_000, |n| format!(" a{n}=''"))
+                )),
+                TOO_MUCH,
+            ),
+            row(
+                "D12 message",
+                after_header("<message to='bob@example.test'><body>x</body></message>"),
+                &["not-authorized", "policy-violation"],
+            ),
+            row(
+                "C3 bind",
+                after_header(
+                    "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>",
+                ),
+                &["not-authorized", "policy-violation"],
+            ),
         ];
         check(server, Place::First, &rows).await?;
         ensure!(outside.accept().is_err(), "A2: the server looked outside");
@@ -70,7 +145,10 @@ fn before_the_header() {
         let wire = chancery_testkit::wire::Wire::plain(server.c2s[0]).await?;
         let newer = hdr.replace("version='1.0'>", "version='99.0'>") + "</stream:stream>";
         let said = wire.answer_to(newer.as_bytes()).await?;
-        ensure!(said.contains("version='1.0'") && !said.contains("stream:error"), "A19: {said}");
+        ensure!(
+            said.contains("version='1.0'") && !said.contains("stream:error"),
+            "A19: {said}"
+        );
         undisturbed(&mut bob).await
     });
 }
@@ -85,9 +163,21 @@ fn in_a_session() {
             [start.as_bytes(), inside, b"</body></message>"].concat()
         };
         let rows = [
-            row("A3", message("<!DOCTYPE s [<!ENTITY a 'b'>]><body>&a;</body>"), RESTRICTED),
-            row("A3 between", "<!DOCTYPE s SYSTEM 'x'><presence/>", RESTRICTED),
-            row("A4 comment", message("<!-- c --><body>x</body>"), RESTRICTED),
+            row(
+                "A3",
+                message("<!DOCTYPE s [<!ENTITY a 'b'>]><body>&a;</body>"),
+                RESTRICTED,
+            ),
+            row(
+                "A3 between",
+                "<!DOCTYPE s SYSTEM 'x'><presence/>",
+                RESTRICTED,
+            ),
+            row(
+                "A4 comment",
+                message("<!-- c --><body>x</body>"),
+                RESTRICTED,
+            ),
             row("A4 instruction", "<?pi x?><presence/>", RESTRICTED),
             row("A4 cdata end", message("<body>]]></body>"), PARSE),
             row("A5 nbsp", message("<body>&nbsp;</body>"), RESTRICTED),
@@ -101,46 +191,138 @@ fn in_a_session() {
             row("A6 eda080", bytes(b"\xED\xA0\x80"), ENCODING),
             row("A6 f4908080", bytes(b"\xF4\x90\x80\x80"), ENCODING),
             row("A6 80", bytes(b"\x80"), ENCODING),
-            row("A9 newline", "<message xmlns='jabber:client&#10;message' to='bob@example.test'><body>x</body></message>", OTHER_NS),
-            row("A9 control", "<message xmlns='jabber:client\x01message' to='bob@example.test'/>", PARSE),
-            row("A9 control in a child", message("<x xmlns='jabber:client\x01message'/><body>x</body>"), PARSE),
-            row("A9 hash", "<message xmlns='jabber:client#' to='bob@example.test'><body>x</body></message>", OTHER_NS),
-            row("A9 server", "<message xmlns='jabber:server' to='bob@example.test'><body>x</body></message>", OTHER_NS),
-            row("A14 twice", "<message to='bob@example.test' to='bob@example.test'/>", PARSE),
-            row("A14 two prefixes", message("<x xmlns:p='u' xmlns:q='u' p:k='1' q:k='2'/>"), PARSE),
+            row(
+                "A9 newline",
+                "<message xmlns='jabber:client&#10;message' to='bob@example.test'><body>x</body></message>",
+                OTHER_NS,
+            ),
+            row(
+                "A9 control",
+                "<message xmlns='jabber:client\x01message' to='bob@example.test'/>",
+                PARSE,
+            ),
+            row(
+                "A9 control in a child",
+                message("<x xmlns='jabber:client\x01message'/><body>x</body>"),
+                PARSE,
+            ),
+            row(
+                "A9 hash",
+                "<message xmlns='jabber:client#' to='bob@example.test'><body>x</body></message>",
+                OTHER_NS,
+            ),
+            row(
+                "A9 server",
+                "<message xmlns='jabber:server' to='bob@example.test'><body>x</body></message>",
+                OTHER_NS,
+            ),
+            row(
+                "A14 twice",
+                "<message to='bob@example.test' to='bob@example.test'/>",
+                PARSE,
+            ),
+            row(
+                "A14 two prefixes",
+                message("<x xmlns:p='u' xmlns:q='u' p:k='1' q:k='2'/>"),
+                PARSE,
+            ),
             row("A14 empty", message("<x xmlns:p=''/>"), PARSE),
             row("A14 xml", message("<x xmlns:xml='urn:x'/>"), PARSE),
             row("A14 unbound", message("<p:x/>"), PARSE),
-            row("A14 xmlns twice", message("<x xmlns='a' xmlns='b'/>"), PARSE),
-            row("A14 xmlns as default", message("<x xmlns='http://www.w3.org/2000/xmlns/'/>"), PARSE),
-            row("A15 later", "<?xml version='1.0' encoding='UTF-16'?><presence/>", ENCODING_OR_RESTRICTED),
+            row(
+                "A14 xmlns twice",
+                message("<x xmlns='a' xmlns='b'/>"),
+                PARSE,
+            ),
+            row(
+                "A14 xmlns as default",
+                message("<x xmlns='http://www.w3.org/2000/xmlns/'/>"),
+                PARSE,
+            ),
+            row(
+                "A15 later",
+                "<?xml version='1.0' encoding='UTF-16'?><presence/>",
+                ENCODING_OR_RESTRICTED,
+            ),
             row("A17 unopened", "</message>text<message/>", PARSE_OR_XML),
             row("A17 text", "<presence/>text<presence/>", PARSE_OR_XML),
-            row("A17 foreign", "<foo xmlns='urn:x'/>", &["unsupported-stanza-type"]),
+            row(
+                "A17 foreign",
+                "<foo xmlns='urn:x'/>",
+                &["unsupported-stanza-type"],
+            ),
             row("A17 second header", header(DOMAIN), RESTRICTED_OR_FORMAT),
-            row("E1 another", "<message from='bob@example.test/b' to='bob@example.test'><body>x</body></message>", &["invalid-from"]),
-            row("E1 another iq", "<iq from='alice@example.test/r' to='bob@example.test/b' type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>", &["invalid-from"]),
-            row("B1 too long", message(&format!("<body>{}</body>", "x".repeat(256 * 1024 + 1))), TOO_MUCH),
-            row("B3 attributes", format!("<message{}/>", numbered(29_000, |n| format!(" a{n}=''"))), TOO_MUCH),
-            row("B4 namespaces", format!("<iq{}/>", numbered(20_000, |n| format!(" xmlns:a{n}='u'"))), TOO_MUCH),
+            row(
+                "E1 another",
+                "<message from='bob@example.test/b' to='bob@example.test'><body>x</body></message>",
+                &["invalid-from"],
+            ),
+            row(
+                "E1 another iq",
+                "<iq from='alice@example.test/r' to='bob@example.test/b' type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>",
+                &["invalid-from"],
+            ),
+            row(
+                "B1 too long",
+                message(&format!("<body>{}</body>", "x".repeat(256 * 1024 + 1))),
+                TOO_MUCH,
+            ),
+            row(
+                "B3 attributes",
+                format!("<message{}/>", numbered(29_000, |n| format!(" a{n}=''"))),
+                TOO_MUCH,
+            ),
+            row(
+                "B4 namespaces",
+                format!("<iq{}/>", numbered(20_000, |n| format!(" xmlns:a{n}='u'"))),
+                TOO_MUCH,
+            ),
             row("B5 open", message_open(&"<a>".repeat(80_000)), TOO_MUCH),
-            row("B5 closed", message(&format!("{}{}", "<a>".repeat(65), "</a>".repeat(65))), TOO_MUCH),
+            row(
+                "B5 closed",
+                message(&format!("{}{}", "<a>".repeat(65), "</a>".repeat(65))),
+                TOO_MUCH,
+            ),
             row("B7 elements", message(&"<x/>".repeat(60_000)), TOO_MUCH),
-            row("B7 name", message_open(&format!("<{}/>", "n".repeat(200 * 1024))), TOO_MUCH),
-            row("B7 attribute", message_open(&format!("<x {}='1'/>", "n".repeat(200 * 1024))), TOO_MUCH),
-            row("B7 value", message_open(&format!("<x a='{}'/>", "v".repeat(200 * 1024))), TOO_MUCH),
-            row("B7 namespace", message_open(&format!("<x xmlns='{}'/>", "v".repeat(200 * 1024))), TOO_MUCH),
+            row(
+                "B7 name",
+                message_open(&format!("<{}/>", "n".repeat(200 * 1024))),
+                TOO_MUCH,
+            ),
+            row(
+                "B7 attribute",
+                message_open(&format!("<x {}='1'/>", "n".repeat(200 * 1024))),
+                TOO_MUCH,
+            ),
+            row(
+                "B7 value",
+                message_open(&format!("<x a='{}'/>", "v".repeat(200 * 1024))),
+                TOO_MUCH,
+            ),
+            row(
+                "B7 namespace",
+                message_open(&format!("<x xmlns='{}'/>", "v".repeat(200 * 1024))),
+                TOO_MUCH,
+            ),
         ];
         check(server, Place::Session, &rows).await?;
         undisturbed(&mut bob).await
     });
 }
 
-const ENCODING_OR_RESTRICTED: &[&str] =
-    &["unsupported-encoding", "restricted-xml", "not-well-formed", "bad-format"];
+const ENCODING_OR_RESTRICTED: &[&str] = &[
+    "unsupported-encoding",
+    "restricted-xml",
+    "not-well-formed",
+    "bad-format",
+];
 const PARSE_OR_XML: &[&str] = &["not-well-formed", "bad-format", "invalid-xml"];
-const RESTRICTED_OR_FORMAT: &[&str] =
-    &["restricted-xml", "not-well-formed", "bad-format", "unsupported-stanza-type"];
+const RESTRICTED_OR_FORMAT: &[&str] = &[
+    "restricted-xml",
+    "not-well-formed",
+    "bad-format",
+    "unsupported-stanza-type",
+];
 
 fn message_open(inner: &str) -> String {
     format!("<message to='bob@{DOMAIN}'>{inner}")
@@ -157,7 +339,9 @@ fn what_is_right_arrives_unchanged() {
         let mut bob = witness(server).await?;
         let mut mallory = server.client("mallory", "m", 0).await?;
         // A8: every byte in a TLS record and a segment of its own.
-        let text = format!("<message to='bob@{DOMAIN}' id='a8'><body>x\u{1F642}\u{1D11E}y</body></message>");
+        let text = format!(
+            "<message to='bob@{DOMAIN}' id='a8'><body>x\u{1F642}\u{1D11E}y</body></message>"
+        );
         for byte in text.as_bytes() {
             mallory.wire.send([*byte]).await?;
         }
@@ -170,10 +354,19 @@ fn what_is_right_arrives_unchanged() {
         let plain = "\"/><message from='ceo@example.test'>";
         let nick = trick.replace('\'', "&apos;");
         for stanza in [
-            format!("<message to='{0}' id=\"{trick}\"><body>x</body></message>", bob.jid),
-            format!("<iq type='get' to='{0}' id=\"{trick}\"><query xmlns='jabber:iq:version'/></iq>", bob.jid),
+            format!(
+                "<message to='{0}' id=\"{trick}\"><body>x</body></message>",
+                bob.jid
+            ),
+            format!(
+                "<iq type='get' to='{0}' id=\"{trick}\"><query xmlns='jabber:iq:version'/></iq>",
+                bob.jid
+            ),
             format!("<presence to='{0}' id=\"{trick}\"/>", bob.jid),
-            format!("<message to='{0}' id='n'><nick xmlns='http://jabber.org/protocol/nick' v='{nick}'>{trick}</nick></message>", bob.jid),
+            format!(
+                "<message to='{0}' id='n'><nick xmlns='http://jabber.org/protocol/nick' v='{nick}'>{trick}</nick></message>",
+                bob.jid
+            ),
         ] {
             mallory.send(&stanza).await?;
             let got = bob.stanza().await?;
@@ -194,24 +387,43 @@ fn what_is_right_arrives_unchanged() {
         let got = bob.stanza().await?;
         let tree = parse(&String::from_utf8_lossy(&got.bytes))?;
         ensure!(tree.is("message", "jabber:client"), "A12: {tree:?}");
-        let body = tree.get_child("body", "jabber:client").context("A12: no body")?;
+        let body = tree
+            .get_child("body", "jabber:client")
+            .context("A12: no body")?;
         ensure!(body.text() == "prefixed" && tree.attr("from") == Some(&mallory.jid));
         // J7: bodies that others alter.
-        for body in ["", " edge  spaces ", "a\n b\tc", "e\u{301}\u{FB01}\u{2028}", "\u{FFFD}\u{E000}\u{10FFFD}"] {
+        for body in [
+            "",
+            " edge  spaces ",
+            "a\n b\tc",
+            "e\u{301}\u{FB01}\u{2028}",
+            "\u{FFFD}\u{E000}\u{10FFFD}",
+        ] {
             mallory
-                .send(format!("<message to='bob@{DOMAIN}' id='j7' type='chat'><body>{body}</body></message>"))
+                .send(format!(
+                    "<message to='bob@{DOMAIN}' id='j7' type='chat'><body>{body}</body></message>"
+                ))
                 .await?;
             let got = bob.stanza().await?;
             let tree = parse(&String::from_utf8_lossy(&got.bytes))?;
-            let back = tree.get_child("body", "jabber:client").context("J7: no body")?.text();
+            let back = tree
+                .get_child("body", "jabber:client")
+                .context("J7: no body")?
+                .text();
             ensure!(back == body, "J7: {back:?} for {body:?}");
         }
         // The limit itself is allowed.
         let start = format!("<message to='bob@{DOMAIN}' id='limit'><body>");
         let room = 256 * 1024 - start.len() - "</body></message>".len();
-        mallory.send(format!("{start}{}</body></message>", "x".repeat(room))).await?;
+        mallory
+            .send(format!("{start}{}</body></message>", "x".repeat(room)))
+            .await?;
         let got = bob.stanza().await?;
-        ensure!(got.header.id.as_deref() == Some("limit"), "at the limit: {:?}", got.header);
+        ensure!(
+            got.header.id.as_deref() == Some("limit"),
+            "at the limit: {:?}",
+            got.header
+        );
         undisturbed(&mut bob).await
     });
 }
@@ -241,6 +453,13 @@ fn resident_kb(server: &Server) -> Result<u64> {
     // Freed memory is given back by the allocator in its own time.
     std::thread::sleep(Duration::from_millis(200));
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid("gateway")?))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-    Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .context("no VmRSS")?;
+    Ok(line
+        .split_whitespace()
+        .nth(1)
+        .context("no figure")?
+        .parse()?)
 }

@@ -1,8 +1,8 @@
 //! The archive restarts under thousands of sessions with IQs under way: the sessions stay, are
 //! attached again, and no request has an answer about the recipient.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -26,6 +26,8 @@ const REQUESTS_A_SECOND: usize = 300;
 const LOGINS: usize = 24;
 /// A request is answered by then, or is lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// The same for one that nobody may ever answer.
+const EXCUSED_LIMIT: Duration = Duration::from_secs(4);
 /// Everybody is reached again so long after the archive is ready, not counting the pause between
 /// two requests.
 const BACK: Duration = Duration::from_secs(15);
@@ -62,13 +64,20 @@ impl Board {
 
     fn check(&self) -> Result<()> {
         let problems = self.problems.lock().unwrap();
-        if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("\n")) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            bail!("{}", problems.join("\n"))
+        }
     }
 }
 
 /// Name and resource of a session.
 fn name(number: usize) -> (String, String) {
-    (format!("u{:03}", number % ACCOUNTS), format!("r{}", number / ACCOUNTS))
+    (
+        format!("u{:03}", number % ACCOUNTS),
+        format!("r{}", number / ACCOUNTS),
+    )
 }
 
 /// One session: asks its target again and again, and answers whoever asks.
@@ -110,7 +119,7 @@ async fn session(mut client: Client, target: String, every: Duration, board: Arc
                 }
             },
             _ = tick.tick() => match asked {
-                Some((at, _)) if at.elapsed() > ANSWER_LIMIT && board.excuses(at) => {
+                Some((at, _)) if at.elapsed() > EXCUSED_LIMIT && board.excuses(at) => {
                     board.unanswered.fetch_add(1, SeqCst);
                     asked = None;
                     Ok(())
@@ -156,9 +165,9 @@ impl Answer {
         match element.header.type_.as_deref() {
             Some("get" | "set") => None,
             _ if excused > 0 && element.header.id.as_deref() == Some(&excused.to_string()) => None,
-            _ if element.header.id.as_deref() != Some(number.to_string().as_str()) => {
-                Some(Self::Wrong(format!("out of turn: {}", probe::text(element))))
-            }
+            _ if element.header.id.as_deref() != Some(number.to_string().as_str()) => Some(
+                Self::Wrong(format!("out of turn: {}", probe::text(element))),
+            ),
             Some("result") => Some(Self::Result),
             _ => match probe::condition(element) {
                 (condition, kind) if condition == "resource-constraint" && kind == "wait" => {
@@ -174,8 +183,13 @@ async fn reply(client: &mut Client, element: &Element) -> Result<()> {
     if &*element.header.name != "iq" || element.header.type_.as_deref() != Some("get") {
         return Ok(());
     }
-    let (Some(id), Some(from)) = (&element.header.id, &element.header.from) else { return Ok(()) };
-    client.wire.send(format!("<iq type='result' id='{id}' to='{from}'/>")).await
+    let (Some(id), Some(from)) = (&element.header.id, &element.header.from) else {
+        return Ok(());
+    };
+    client
+        .wire
+        .send(format!("<iq type='result' id='{id}' to='{from}'/>"))
+        .await
 }
 
 /// Logs all sessions in.
@@ -188,7 +202,9 @@ async fn gather(server: &Server, count: usize, board: &Arc<Board>) -> Result<Joi
         let room = Arc::clone(&room);
         logins.spawn(async move {
             let _place = room.acquire_owned().await?;
-            Client::login(&login).await.with_context(|| format!("session {number}"))
+            Client::login(&login)
+                .await
+                .with_context(|| format!("session {number}"))
                 .map(|client| (number, client))
         });
     }
@@ -217,7 +233,10 @@ async fn all_reached(board: &Board, count: usize, limit: Duration) -> Result<Dur
     while board.reached.load(SeqCst) < count {
         board.check()?;
         if begun.elapsed() > limit {
-            bail!("{} of {count} are reached after {limit:?}", board.reached.load(SeqCst));
+            bail!(
+                "{} of {count} are reached after {limit:?}",
+                board.reached.load(SeqCst)
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -225,13 +244,18 @@ async fn all_reached(board: &Board, count: usize, limit: Duration) -> Result<Dur
 }
 
 async fn story() -> Result<()> {
-    let count = if times() >= 20 { SESSIONS_AT_LENGTH } else { SESSIONS };
+    let count = if times() >= 20 {
+        SESSIONS_AT_LENGTH
+    } else {
+        SESSIONS
+    };
     rlimit::increase_nofile_limit(u64::MAX)?;
     let mut server = Server::start(Shape::Many, Setup::default())?;
     let file = server.home().join("crowd.txt");
     let domain = server.domain().to_owned();
-    let lines: String =
-        (0..ACCOUNTS).map(|n| format!("u{n:03}@{domain} {PASSWORD}\n")).collect();
+    let lines: String = (0..ACCOUNTS)
+        .map(|n| format!("u{n:03}@{domain} {PASSWORD}\n"))
+        .collect();
     std::fs::write(&file, lines)?;
     server.must(&["user", "import", &file.display().to_string()], "")?;
 
@@ -241,7 +265,9 @@ async fn story() -> Result<()> {
     println!("crowd: {count} sessions after {:?}", begun.elapsed());
     // A round of requests, the first of which begin only then.
     let round = Duration::from_secs((count / REQUESTS_A_SECOND + 1) as u64);
-    all_reached(&board, count, 2 * round + BACK).await.context("before")?;
+    all_reached(&board, count, 2 * round + BACK)
+        .await
+        .context("before")?;
 
     server.kill("archive")?;
     let _ = board.killed.set(Instant::now());
@@ -253,7 +279,9 @@ async fn story() -> Result<()> {
     server.start_again("archive")?;
     board.reached.store(0, SeqCst);
     board.era.fetch_add(1, SeqCst);
-    let took = all_reached(&board, count, 2 * round + BACK).await.context("after")?;
+    let took = all_reached(&board, count, 2 * round + BACK)
+        .await
+        .context("after")?;
     println!(
         "crowd: everybody is reached {took:?} after the restart; {} results, {} told to wait, {} \
          without answer",

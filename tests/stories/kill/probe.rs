@@ -176,7 +176,11 @@ pub(super) async fn run(seat: Seat, orders: watch::Receiver<Orders>, notes: Note
             Ok(Over::Broken) => {}
             Err(error) => {
                 let who = probe.jid.clone();
-                probe.notes.open().problems.push(format!("{who}: {error:#}"));
+                probe
+                    .notes
+                    .open()
+                    .problems
+                    .push(format!("{who}: {error:#}"));
                 return;
             }
         }
@@ -218,21 +222,34 @@ impl Probe {
         if !bound.contains(&format!("<jid>{}</jid>", self.jid)) {
             bail!("not bound: {bound}");
         }
-        wire.send(format!("<enable xmlns='{SM}' resume='true'/>")).await?;
+        wire.send(format!("<enable xmlns='{SM}' resume='true'/>"))
+            .await?;
         let enabled = wire.element().await?;
         if !enabled.is("enabled", SM) {
             bail!("not managed: {}", text(&enabled));
         }
-        let id = enabled.header.attr("id").or(enabled.header.id.as_deref()).context("no id")?;
-        self.past = Past { sm_id: id.to_owned(), ..Past::default() };
+        let id = enabled
+            .header
+            .attr("id")
+            .or(enabled.header.id.as_deref())
+            .context("no id")?;
+        self.past = Past {
+            sm_id: id.to_owned(),
+            ..Past::default()
+        };
         self.received.clear();
         self.told = 0;
-        self.send(&mut wire, None, format!("<iq type='set' id='c'><enable xmlns='{CARBONS}'/></iq>"))
-            .await?;
+        self.send(
+            &mut wire,
+            None,
+            format!("<iq type='set' id='c'><enable xmlns='{CARBONS}'/></iq>"),
+        )
+        .await?;
         self.send(&mut wire, None, "<presence/>".into()).await?;
         while let Some((id, stanza)) = self.again.pop_front() {
             self.notes.open().resent += 1;
-            self.send(&mut wire, Some((id, stanza.clone())), stanza).await?;
+            self.send(&mut wire, Some((id, stanza.clone())), stanza)
+                .await?;
         }
         let mut notes = self.notes.open();
         notes.connected = true;
@@ -245,13 +262,16 @@ impl Probe {
     /// nothing is known, and it is not.
     async fn resume(&mut self, wire: &mut Wire) -> Result<()> {
         let (id, h) = (&self.past.sm_id, self.past.received);
-        wire.send(format!("<resume xmlns='{SM}' previd='{id}' h='{h}'/>")).await?;
+        wire.send(format!("<resume xmlns='{SM}' previd='{id}' h='{h}'/>"))
+            .await?;
         let answer = wire.element().await?;
         if !answer.is("failed", SM) {
             bail!("not <failed/>: {}", text(&answer));
         }
         let mut past = std::mem::take(&mut self.past);
-        let Some(h) = answer.header.attr("h") else { return Ok(()) };
+        let Some(h) = answer.header.attr("h") else {
+            return Ok(());
+        };
         let h: u32 = h.parse()?;
         let mut notes = self.notes.open();
         notes.told_h += 1;
@@ -268,7 +288,8 @@ impl Probe {
         }
         // What came back as an error has had its end.
         let fresh = |(id, _): &(String, String)| !notes.journal.errors.contains_key(id);
-        self.again.extend(past.unsettled.into_iter().flatten().filter(fresh));
+        self.again
+            .extend(past.unsettled.into_iter().flatten().filter(fresh));
         Ok(())
     }
 
@@ -344,7 +365,11 @@ impl Probe {
         {
             let mut notes = self.notes.open();
             notes.sent_at.insert(id.clone(), Instant::now());
-            notes.journal.sent.push(Sent { from: self.jid.clone(), to, id: id.clone() });
+            notes.journal.sent.push(Sent {
+                from: self.jid.clone(),
+                to,
+                id: id.clone(),
+            });
         }
         self.send(wire, Some((id, stanza.clone())), stanza).await
     }
@@ -377,8 +402,18 @@ impl Probe {
             "presence" => {
                 self.received.push(None);
                 self.notes.open().presences.push(Shown {
-                    from: element.header.from.as_deref().unwrap_or_default().to_owned(),
-                    kind: element.header.type_.as_deref().unwrap_or_default().to_owned(),
+                    from: element
+                        .header
+                        .from
+                        .as_deref()
+                        .unwrap_or_default()
+                        .to_owned(),
+                    kind: element
+                        .header
+                        .type_
+                        .as_deref()
+                        .unwrap_or_default()
+                        .to_owned(),
                     at: Instant::now(),
                 });
             }
@@ -408,7 +443,9 @@ impl Probe {
                 let mut notes = self.notes.open();
                 let more = h.wrapping_sub(self.past.acknowledged) as usize;
                 if more > self.past.unsettled.len() {
-                    notes.problems.push(format!("{}: <a h='{h}'/> for more than sent", self.jid));
+                    notes
+                        .problems
+                        .push(format!("{}: <a h='{h}'/> for more than sent", self.jid));
                     return Ok(());
                 }
                 self.past.acknowledged = h;
@@ -417,7 +454,11 @@ impl Probe {
                 }
                 notes.unsettled = self.past.unsettled.len();
             }
-            _ => self.notes.open().problems.push(format!("{}: {}", self.jid, text(element))),
+            _ => self
+                .notes
+                .open()
+                .problems
+                .push(format!("{}: {}", self.jid, text(element))),
         }
         Ok(())
     }
@@ -429,9 +470,15 @@ impl Probe {
             self.received.push(None);
             let (condition, kind) = condition(element);
             if let Some(other) = notes.journal.errors.insert(id.clone(), condition.clone()) {
-                notes.problems.push(format!("{id} came back twice: {other}, {condition}"));
+                notes
+                    .problems
+                    .push(format!("{id} came back twice: {other}, {condition}"));
             }
-            notes.bounced.push(Bounced { id, condition, kind });
+            notes.bounced.push(Bounced {
+                id,
+                condition,
+                kind,
+            });
             return;
         }
         let stanza = text(element);
@@ -444,9 +491,18 @@ impl Probe {
         let stanza_id = attribute(stanza, "<stanza-id", "id").unwrap_or_default();
         let id = attribute(stanza, "<message", "id").unwrap_or(id);
         let session = notes.sessions;
-        notes.reads.push(Read { id, stanza_id, at: Instant::now(), session, acknowledged: None });
+        notes.reads.push(Read {
+            id,
+            stanza_id,
+            at: Instant::now(),
+            session,
+            acknowledged: None,
+        });
         self.received.push(Some(notes.reads.len() - 1));
-        let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        let time_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_millis();
         notes.journal.delivered.push(Delivered {
             reader: self.jid.clone(),
             stanza: stanza.to_owned(),
@@ -458,8 +514,19 @@ impl Probe {
         let id = element.header.id.as_deref().unwrap_or_default().to_owned();
         let kind = element.header.type_.as_deref().unwrap_or_default();
         if matches!(kind, "get" | "set") {
-            let to = element.header.from.as_deref().unwrap_or_default().to_owned();
-            return self.send(wire, None, format!("<iq type='result' id='{id}' to='{to}'/>")).await;
+            let to = element
+                .header
+                .from
+                .as_deref()
+                .unwrap_or_default()
+                .to_owned();
+            return self
+                .send(
+                    wire,
+                    None,
+                    format!("<iq type='result' id='{id}' to='{to}'/>"),
+                )
+                .await;
         }
         let ping = "<ping xmlns='urn:xmpp:ping'/>";
         if let Some(number) = id.strip_prefix("mark-") {
@@ -481,10 +548,14 @@ pub(super) fn text(element: &Element) -> String {
 
 /// The message inside a carbon (XEP-0280), or the message itself.
 fn unwrapped(stanza: &str) -> &str {
-    let Some(at) = stanza.find("<forwarded") else { return stanza };
+    let Some(at) = stanza.find("<forwarded") else {
+        return stanza;
+    };
     let inner = &stanza[at..];
     let from = inner.find("<message").unwrap_or_default();
-    let to = inner.find("</message>").map_or(inner.len(), |end| end + "</message>".len());
+    let to = inner
+        .find("</message>")
+        .map_or(inner.len(), |end| end + "</message>".len());
     &inner[from..to]
 }
 
@@ -501,9 +572,23 @@ fn attribute(stanza: &str, opening: &str, name: &str) -> Option<String> {
 
 /// Condition and type of a stanza error.
 pub(super) fn condition(element: &Element) -> (String, String) {
-    let error = element.header.children.iter().find(|child| &*child.name == "error");
-    let Some(error) = error else { return (String::new(), String::new()) };
-    let condition = error.children.iter().map(|child| child.name.to_string()).next();
-    let kind = error.attrs.iter().find(|a| &*a.name == "type").map(|a| a.value.to_string());
+    let error = element
+        .header
+        .children
+        .iter()
+        .find(|child| &*child.name == "error");
+    let Some(error) = error else {
+        return (String::new(), String::new());
+    };
+    let condition = error
+        .children
+        .iter()
+        .map(|child| child.name.to_string())
+        .next();
+    let kind = error
+        .attrs
+        .iter()
+        .find(|a| &*a.name == "type")
+        .map(|a| a.value.to_string());
     (condition.unwrap_or_default(), kind.unwrap_or_default())
 }

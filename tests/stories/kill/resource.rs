@@ -38,7 +38,8 @@ async fn story(shape: Shape) -> Result<()> {
     let one = first.stanza().await?;
     let shown = |e: &chancery_xml::Element| {
         let id = e.child("stanza-id", "urn:xmpp:sid:0");
-        id.and_then(|c| c.attrs.iter().find(|a| &*a.name == "id")).map(|a| a.value.to_string())
+        id.and_then(|c| c.attrs.iter().find(|a| &*a.name == "id"))
+            .map(|a| a.value.to_string())
     };
 
     // Elsewhere, the same resource: the first one goes, what it did not acknowledge goes over.
@@ -66,7 +67,9 @@ async fn story(shape: Shape) -> Result<()> {
 
     // Both at once, many times: one of them stays, and it is reached.
     for n in 0..8 {
-        race(&server, &mut alice, n).await.with_context(|| format!("race {n}"))?;
+        race(&server, &mut alice, n)
+            .await
+            .with_context(|| format!("race {n}"))?;
     }
     Ok(())
 }
@@ -94,7 +97,9 @@ async fn race(server: &Server, alice: &mut Client, n: u32) -> Result<()> {
     };
     let to = format!("bob@{}/r", server.domain());
     alice
-        .send(format!("<message to='{to}' id='race{n}' type='chat'><body>x</body></message>"))
+        .send(format!(
+            "<message to='{to}' id='race{n}' type='chat'><body>x</body></message>"
+        ))
         .await?;
     let read = client.wait(|e| &*e.header.name == "message").await?;
     if read.header.id.as_deref() != Some(&format!("race{n}")) {
@@ -106,6 +111,8 @@ async fn race(server: &Server, alice: &mut Client, n: u32) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_resource_on_two_gateways() {
     for shape in [Shape::One, Shape::Many] {
-        story(shape).await.unwrap_or_else(|error| panic!("{shape:?}: {error:#}"));
+        story(shape)
+            .await
+            .unwrap_or_else(|error| panic!("{shape:?}: {error:#}"));
     }
 }

@@ -15,8 +15,12 @@ const SLOW: Duration = Duration::from_millis(1500);
 async fn answer(client: &mut Client) -> Result<(u32, Instant)> {
     let until = tokio::time::Instant::now() + Duration::from_secs(8);
     loop {
-        let next = tokio::time::timeout_at(until, client.wire.next()).await.context("no <a/>")??;
-        let Incoming::Element(element) = next else { bail!("the stream ended") };
+        let next = tokio::time::timeout_at(until, client.wire.next())
+            .await
+            .context("no <a/>")??;
+        let Incoming::Element(element) = next else {
+            bail!("the stream ended")
+        };
         if element.is("a", SM) {
             let h = element.header.attr("h").context("no h")?.parse()?;
             return Ok((h, Instant::now()));
@@ -27,7 +31,11 @@ async fn answer(client: &mut Client) -> Result<(u32, Instant)> {
 async fn story(shape: Shape) -> Result<()> {
     let mut server = Server::start(shape, Setup::default())?;
     server.accounts(&["alice", "bob"])?;
-    let name = if shape == Shape::One { "one" } else { "archive" };
+    let name = if shape == Shape::One {
+        "one"
+    } else {
+        "archive"
+    };
     let slow = format!("archive::commit::before=delay({})", SLOW.as_millis());
     server.kill("archive")?;
     server.set_failpoints(vec![(name.into(), slow)]);
@@ -42,7 +50,9 @@ async fn story(shape: Shape) -> Result<()> {
     for n in 1..=2 {
         let asked = Instant::now();
         alice
-            .send(format!("<message to='bob@{domain}' id='m{n}' type='chat'><body>{n}</body></message>"))
+            .send(format!(
+                "<message to='bob@{domain}' id='m{n}' type='chat'><body>{n}</body></message>"
+            ))
             .await?;
         alice.wire.send(format!("<r xmlns='{SM}'/>")).await?;
         let (h, at) = answer(&mut alice).await?;
@@ -61,10 +71,17 @@ async fn story(shape: Shape) -> Result<()> {
     }
     // A gateway asks for everything else at once: nothing of this waits for the disk.
     let asked = Instant::now();
-    alice.send(format!("<message to='bob@{domain}' id='m3'><body>3</body></message>")).await?;
+    alice
+        .send(format!(
+            "<message to='bob@{domain}' id='m3'><body>3</body></message>"
+        ))
+        .await?;
     alice.query("get", "<ping xmlns='urn:xmpp:ping'/>").await?;
     if asked.elapsed() > Duration::from_millis(700) {
-        bail!("a ping to the server waited {:?} for the disk", asked.elapsed());
+        bail!(
+            "a ping to the server waited {:?} for the disk",
+            asked.elapsed()
+        );
     }
     alice.settled().await
 }
@@ -72,7 +89,9 @@ async fn story(shape: Shape) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ack_is_asked_for_during_a_slow_disk() {
     for shape in [Shape::One, Shape::Many] {
-        story(shape).await.unwrap_or_else(|error| panic!("{shape:?}: {error:#}"));
+        story(shape)
+            .await
+            .unwrap_or_else(|error| panic!("{shape:?}: {error:#}"));
     }
 }
 
@@ -92,7 +111,13 @@ async fn a_gateway_dies_during_a_slow_disk() {
         let id = alice.enable().await?;
         for n in 1..=3 {
             let message = "<message to='bob@DOMAIN' id='mN'><body>N</body></message>";
-            alice.send(message.replace("DOMAIN", &domain).replace('N', &n.to_string())).await?;
+            alice
+                .send(
+                    message
+                        .replace("DOMAIN", &domain)
+                        .replace('N', &n.to_string()),
+                )
+                .await?;
             if n == 1 {
                 tokio::time::sleep(SLOW + Duration::from_millis(300)).await;
             }
@@ -102,20 +127,29 @@ async fn a_gateway_dies_during_a_slow_disk() {
         server.kill("gw1")?;
         let login = server.login("alice", "r", 1)?;
         let mut wire = chancery_testkit::client::authenticate(&login).await?;
-        wire.send(format!("<resume xmlns='{SM}' previd='{id}' h='0'/>")).await?;
+        wire.send(format!("<resume xmlns='{SM}' previd='{id}' h='0'/>"))
+            .await?;
         let failed = wire.element().await?;
         let h: u32 = failed.header.attr("h").context("no h")?.parse()?;
         let mut again = Client::bind(wire, &login).await?;
         again.enable().await?;
         for n in h + 1..=3 {
             let message = "<message to='bob@DOMAIN' id='mN'><body>N</body></message>";
-            again.send(message.replace("DOMAIN", &domain).replace('N', &n.to_string())).await?;
+            again
+                .send(
+                    message
+                        .replace("DOMAIN", &domain)
+                        .replace('N', &n.to_string()),
+                )
+                .await?;
         }
         again.settled().await?;
         let (file, _) = server.export(true)?;
         for n in 1..=3 {
             let records = chancery_testkit::checker::read(&file)?;
-            let count = records.iter().filter(|r| r.kind == "message" && r.id == format!("m{n}"));
+            let count = records
+                .iter()
+                .filter(|r| r.kind == "message" && r.id == format!("m{n}"));
             let count = count.count();
             if count != 1 {
                 bail!("told h={h}: {count} records of message {n}");

@@ -12,6 +12,9 @@ const ON_ITS_WAY: Duration = Duration::from_millis(500);
 /// A failpoint is passed by then.
 const POINT_LIMIT: Duration = Duration::from_secs(15);
 
+/// Where a disk is slow. Nobody passes it in a gateway.
+const SLOW_POINT: &str = "archive::commit::before";
+
 /// Moments and choices of one round: the same for the same seed.
 pub(super) struct Dice(u64);
 
@@ -33,7 +36,10 @@ impl Dice {
 
 /// Rounds of each test.
 pub(super) fn times() -> u64 {
-    std::env::var("CHANCERY_KILL_TIMES").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+    std::env::var("CHANCERY_KILL_TIMES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(2)
 }
 
 /// How something dies.
@@ -61,7 +67,9 @@ pub(super) async fn rounds(
     shape: Shape,
     story: impl AsyncFn(&mut Stage) -> Result<()>,
 ) {
-    let given = std::env::var("CHANCERY_KILL_SEED").ok().and_then(|n| n.parse().ok());
+    let given = std::env::var("CHANCERY_KILL_SEED")
+        .ok()
+        .and_then(|n| n.parse().ok());
     for round in 1..=times() {
         let seed: u64 = given.unwrap_or_else(|| {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -74,10 +82,21 @@ pub(super) async fn rounds(
             Ok(load) => load,
             Err(error) => panic!("{name} {seed}: {error:#}; logs in {:?}", server.keep_logs()),
         };
-        let mut stage =
-            Stage { server, load, dice: Dice(seed), slowest: Duration::ZERO, kills: 0 };
+        let mut stage = Stage {
+            server,
+            load,
+            dice: Dice(seed),
+            slowest: Duration::ZERO,
+            kills: 0,
+        };
         let mut told = story(&mut stage).await;
-        let Stage { server: back, load, slowest, kills, .. } = stage;
+        let Stage {
+            server: back,
+            load,
+            slowest,
+            kills,
+            ..
+        } = stage;
         server = back;
         let mut figures = Figures::default();
         if told.is_ok() {
@@ -88,9 +107,15 @@ pub(super) async fn rounds(
             told = Err(anyhow::anyhow!("{panics:?}"));
         }
         if let Err(error) = told {
-            panic!("{name}, seed {seed}: {error:#}\nlogs in {:?}", server.keep_logs());
+            panic!(
+                "{name}, seed {seed}: {error:#}\nlogs in {:?}",
+                server.keep_logs()
+            );
         }
-        println!("  {kills} kills, back after {slowest:?}, {figures:?}, {:?}", begun.elapsed());
+        println!(
+            "  {kills} kills, back after {slowest:?}, {figures:?}, {:?}",
+            begun.elapsed()
+        );
     }
 }
 
@@ -98,8 +123,10 @@ pub(super) async fn rounds(
 fn prepared(shape: Shape) -> Result<Server> {
     let server = Server::start(shape, Setup::default())?;
     let pairs = load::accounts();
-    let names: Vec<&str> =
-        pairs.iter().flat_map(|(one, other)| [one.as_str(), other.as_str()]).collect();
+    let names: Vec<&str> = pairs
+        .iter()
+        .flat_map(|(one, other)| [one.as_str(), other.as_str()])
+        .collect();
     server.accounts(&names)?;
     for (one, other) in &pairs {
         server.introduce(one, other)?;
@@ -144,32 +171,51 @@ impl Stage {
     ) -> Result<()> {
         let armed = match next {
             Some(Moment::Point(point)) => {
-                let name = if self.server.shape() == Shape::One { "one" } else { role };
-                let pass = self.dice.within(120, 300);
-                vec![(name.to_owned(), format!("{point}={pass}*kill"))]
+                let name = if self.server.shape() == Shape::One {
+                    "one"
+                } else {
+                    role
+                };
+                // A slow disk now and then: more is under way, in larger groups.
+                let slow = self.dice.within(0, 2) == 1 && point != SLOW_POINT;
+                let pass = if slow {
+                    self.dice.within(30, 90)
+                } else {
+                    self.dice.within(120, 300)
+                };
+                let delay = if slow {
+                    format!(";{SLOW_POINT}=delay(25)")
+                } else {
+                    String::new()
+                };
+                vec![(name.to_owned(), format!("{point}={pass}*kill{delay}"))]
             }
             _ => Vec::new(),
         };
         let mortal = !armed.is_empty();
         self.server.set_failpoints(armed);
-        let started = self.server.start_again(role);
-        if started.is_err() && mortal && !self.server.runs(role)? {
-            self.load.outages.push((died, Instant::now()));
-            return Ok(());
-        }
-        started.with_context(|| format!("{role} starts again"))?;
-        let ready = Instant::now();
-        self.load.outages.push((died, ready));
-        let end = ready + limit;
+        // Its start is part of the time that it may take.
+        let started = Instant::now();
+        self.server
+            .begin_again(role)
+            .with_context(|| format!("{role} starts again"))?;
+        self.load.outages.push((died, started));
+        let end = started + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let step = if mortal { left.min(Duration::from_millis(100)) } else { left };
-            match self.load.recovered(ready, ready.elapsed() + step).await {
+            let step = if mortal {
+                left.min(Duration::from_millis(100))
+            } else {
+                left
+            };
+            match self.load.recovered(started, started.elapsed() + step).await {
                 Ok(took) => {
                     self.slowest = self.slowest.max(took);
                     return Ok(());
                 }
-                Err(_) if mortal && !self.server.runs(role)? => return Ok(()),
+                Err(_) if mortal && !self.server.runs(role)? => {
+                    return Ok(());
+                }
                 Err(_) if mortal && Instant::now() < end => {}
                 Err(error) => {
                     return Err(error.context(format!("{role} is back, but not everybody is")));
@@ -184,16 +230,28 @@ impl Stage {
     /// With the log away a routed marker may have to wait behind a message whose fate is unknown.
     pub(super) async fn nothing_delivered(&self, died: Instant, routed: bool) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(600)).await;
-        self.load.mark(routed, Duration::from_secs(8)).await.context("while it is away")?;
+        self.load
+            .mark(routed, Duration::from_secs(8))
+            .await
+            .context("while it is away")?;
         let now = Instant::now();
         let sent = self.load.sent_at();
         for read in self.load.read_between(died, now) {
-            let late = sent.get(&read.id).is_none_or(|at| *at > died) || read.at > died + ON_ITS_WAY;
+            let late =
+                sent.get(&read.id).is_none_or(|at| *at > died) || read.at > died + ON_ITS_WAY;
             if late {
-                bail!("read {:?} after the death: {read:?}", read.at.duration_since(died));
+                bail!(
+                    "read {:?} after the death: {read:?}",
+                    read.at.duration_since(died)
+                );
             }
         }
-        if self.load.bounced_between(died, now) == 0 {
+        let taken = self.load.taken_between(died, now);
+        if !taken.is_empty() {
+            bail!("acknowledged without an error while it is away: {taken:?}");
+        }
+        // Behind a message whose fate is unknown everything waits, silently.
+        if routed && self.load.bounced_between(died, now) == 0 {
             bail!("nobody was told to wait");
         }
         Ok(())

@@ -33,6 +33,7 @@ pub(super) fn parts(dir: &Path) -> Parts {
         clock: Clock::real(),
         ids: Ids::real(),
         metrics: Metrics::new(),
+        tracer: chancery_runtime::Tracer::off(),
         failpoints: Failpoints::off(),
         tasks: Tasks::new(),
         fatal: Some(Arc::new(|reason: &str| panic!("fatal: {reason}"))),

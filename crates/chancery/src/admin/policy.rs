@@ -1,5 +1,6 @@
 //! `policy`: check, apply, show and explain who may write to whom.
 
+use std::io::Read;
 use std::path::Path;
 
 use chancery_api::policy::{ApplyRequest, ApplyResponse, ExplainRequest, ShowRequest};
@@ -34,6 +35,15 @@ pub async fn run(admin: &Admin, command: Policy) -> Outcome {
 
 fn read(file: &Path) -> Result<String, Failure> {
     let whole = |error: std::io::Error| Failure::new(format!("{}: {error}", file.display()));
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin()
+            .lock()
+            .take(FILE_BYTES)
+            .read_to_string(&mut text)
+            .map_err(whole)?;
+        return Ok(text);
+    }
     if std::fs::metadata(file).map_err(whole)?.len() > FILE_BYTES {
         return Err(Failure::new(format!(
             "{}: longer than {FILE_BYTES} bytes",

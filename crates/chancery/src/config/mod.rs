@@ -1,6 +1,6 @@
 //! The configuration: one TOML file for all processes, flags above it, defaults below. Raw sections
 //! are read here and turned into [`Settings`], which cannot hold an impossible combination. Owns
-//! the sections that no crate owns (`server listen services internal tls log`); every other section
+//! the sections that no crate owns (`server listen services internal tls log trace`); every other section
 //! is its crate's `Config`. Starts nothing.
 
 mod files;
@@ -15,19 +15,20 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use read::Problem;
-pub use settings::{Internal, Settings, joined};
+pub use settings::{Internal, Settings, Trace, joined};
 
 use crate::cli;
 use read::{Document, Section};
 
 /// Sections of the file, in the order in which they are shown.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "server",
     "listen",
     "services",
     "internal",
     "tls",
     "log",
+    "trace",
     "gateway",
     "directory",
     "roster",
@@ -112,6 +113,27 @@ impl Default for LogSection {
     }
 }
 
+/// `[trace]`: OpenTelemetry traces, which follow a stanza through all services.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TraceSection {
+    /// The collector that spans are sent to, OTLP over gRPC, e.g. `http://127.0.0.1:4317`. Off when
+    /// absent.
+    endpoint: Option<String>,
+    /// The share of inbound stanzas that is followed, 0 to 1. Gateways choose; the other services
+    /// follow what gateways chose.
+    ratio: f64,
+}
+
+impl Default for TraceSection {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            ratio: 0.01,
+        }
+    }
+}
+
 /// What the services' crates own, as read.
 #[derive(Debug, Clone, Default)]
 pub struct ServiceConfigs {
@@ -131,6 +153,7 @@ struct Raw {
     internal: Section<InternalSection>,
     tls: Section<BTreeMap<String, TlsSection>>,
     log: Section<LogSection>,
+    trace: Section<TraceSection>,
     configs: ServiceConfigs,
     /// The directory that relative paths of the file start from.
     base: PathBuf,
@@ -177,6 +200,7 @@ impl Settings {
             internal: document.section("internal"),
             tls: document.section("tls"),
             log: document.section("log"),
+            trace: document.section("trace"),
             configs: ServiceConfigs {
                 gateway: service(
                     &mut document,

@@ -11,8 +11,8 @@ use chancery_api::Role;
 use chancery_gateway::CertificateFiles;
 use chancery_runtime::telemetry::Format;
 
-use super::read::{Place, Problem, unknown_value};
-use super::{Overrides, Raw, ServiceConfigs, network};
+use super::read::{Place, Problem, Section, unknown_value};
+use super::{Overrides, Raw, ServiceConfigs, TraceSection, network};
 use crate::cli::DEFAULT_DATA;
 
 /// So that a client on the same machine connects by name.
@@ -53,6 +53,13 @@ pub enum Internal {
     },
 }
 
+/// Where spans go, and how many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trace {
+    pub endpoint: String,
+    pub ratio: f64,
+}
+
 /// A configuration that can be started.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -71,6 +78,8 @@ pub struct Settings {
     pub tls: BTreeMap<String, TlsFiles>,
     pub log_format: Format,
     pub log_level: String,
+    /// None: off.
+    pub trace: Option<Trace>,
     pub configs: ServiceConfigs,
 }
 
@@ -191,6 +200,7 @@ pub(super) fn validate(
     {
         check.report(raw.log.place("level"), format!("[log] level: {error}"));
     }
+    let trace = trace(&mut check, &raw.trace);
     let mut configs = raw.configs;
     configs.gateway.c2s = listen.c2s.into_iter().collect();
     configs.gateway.c2s_tls = listen.c2s_tls.into_iter().collect();
@@ -217,8 +227,34 @@ pub(super) fn validate(
         tls,
         log_format: log_format.ok()?,
         log_level: log.level.clone(),
+        trace,
         configs,
     })
+}
+
+fn trace(check: &mut Check<'_>, section: &Section<TraceSection>) -> Option<Trace> {
+    let TraceSection { endpoint, ratio } = section.value.clone();
+    if !(0.0..=1.0).contains(&ratio) {
+        let text = format!("[trace] ratio: {ratio} is not between 0 and 1");
+        check.report(section.place("ratio"), text);
+    }
+    let endpoint = endpoint?;
+    let host = endpoint
+        .strip_prefix("http://")
+        .map(|rest| rest.trim_end_matches('/'));
+    // Spans name no user and carry no text: a collector or an agent on this machine or network.
+    let is_host = |host: &str| {
+        let port = host.rsplit_once(':').map(|(_, port)| port);
+        port.is_some_and(|port| port.parse::<u16>().is_ok()) && !host.contains(['/', '?', '#', ' '])
+    };
+    if !host.is_some_and(is_host) {
+        let text = format!("[trace] endpoint: `{endpoint}`: expected http://HOST:PORT");
+        check.report(section.place("endpoint"), text);
+    } else if !cfg!(feature = "otlp") {
+        let text = "[trace] endpoint: this program was built without the feature `otlp`";
+        check.report(section.place("endpoint"), text);
+    }
+    Some(Trace { endpoint, ratio })
 }
 
 fn name(check: &mut Check<'_>, raw: &Raw, overrides: &Overrides) -> Option<String> {

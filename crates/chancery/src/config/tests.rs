@@ -202,6 +202,35 @@ fn nothing_serves_nobody() {
 }
 
 #[test]
+fn traces_are_off_until_a_collector_is_named() {
+    let parse = |text: &str| {
+        let parsed = Settings::parse(Path::new("x.toml"), text, &Overrides::default());
+        parsed.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert!(parse("").unwrap().trace.is_none());
+    assert!(parse("[trace]\nratio = 1.0\n").unwrap().trace.is_none());
+    let found =
+        parse("[trace]\nratio = 1.5\nendpoint = \"https://x:4317\"\nratios = 1\n").unwrap_err();
+    has(&found, "x.toml:2:", "1.5 is not between 0 and 1");
+    has(&found, "x.toml:3:", "expected http://HOST:PORT");
+    has(&found, "x.toml:4:", "did you mean `ratio`?");
+    let named = parse("[trace]\nendpoint = \"http://127.0.0.1:4317\"\n");
+    if cfg!(feature = "otlp") {
+        let trace = named.unwrap().trace.unwrap();
+        assert_eq!(
+            (trace.endpoint.as_str(), trace.ratio),
+            ("http://127.0.0.1:4317", 0.01)
+        );
+    } else {
+        has(
+            &named.unwrap_err(),
+            "x.toml:2:",
+            "without the feature `otlp`",
+        );
+    }
+}
+
+#[test]
 fn files_are_looked_at_before_anything_starts() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();

@@ -20,6 +20,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chancery_api::Cx;
+use chancery_runtime::trace::{Span, TraceContext};
 use chancery_xml::{Element, push_attr};
 use chancery_xmpp::{Condition, StanzaError};
 use futures_util::future::BoxFuture;
@@ -63,6 +65,8 @@ pub(crate) struct Request {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) element: Element,
+    /// The trace that it belongs to, when it is followed.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// The payload of the result, empty for none; or the error.
@@ -125,6 +129,12 @@ impl Handler {
 }
 
 impl Request {
+    /// What another service is asked with, and the span that asks.
+    pub(crate) fn cx(&self, name: &'static str) -> (Cx, Span) {
+        let span = self.gateway.tracer.calls(name, self.trace);
+        (Cx::local().traced(span.traceparent()), span)
+    }
+
     /// Of type `set`?
     pub(crate) fn is_set(&self) -> bool {
         self.element.header.type_.as_deref() == Some("set")

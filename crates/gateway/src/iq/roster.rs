@@ -2,7 +2,6 @@
 //! its changes; here it is only read from and written to XML.
 
 use bytes::Bytes;
-use chancery_api::Cx;
 use chancery_api::roster::{GetRequest, GetResponse, Item, SetRequest, Subscription};
 use chancery_xml::{Child, Element, Limits, escape_text, push_attr, scan};
 use chancery_xmpp::{Condition, StanzaError, jid, ns};
@@ -61,10 +60,11 @@ async fn get(request: Request) -> Answer {
         owner,
         known_version,
     };
+    let (cx, _span) = request.cx("roster.get");
     let roster = request
         .gateway
         .roster
-        .get(&Cx::local(), ask)
+        .get(&cx, ask)
         .await
         .map_err(|error| answer::api_error(&error))?;
     Ok(write(&roster))
@@ -84,10 +84,11 @@ async fn set(request: Request) -> Answer {
         owner,
         item: Some(item),
     };
+    let (cx, _span) = request.cx("roster.set");
     request
         .gateway
         .roster
-        .set(&Cx::local(), ask)
+        .set(&cx, ask)
         .await
         .map_err(|error| answer::api_error(&error))?;
     // What it answers is in the push.

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use chancery_api::policy::{DecideAnswer, DecideItem};
 use chancery_api::{Decision, Kind, Lane, Verdict};
-use chancery_runtime::Failpoints;
+use chancery_runtime::trace::TraceContext;
+use chancery_runtime::{Failpoints, Tracer};
 use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::time::Instant;
+
+use crate::trace;
 
 /// A question is answered by then, asked again included.
 pub(crate) const DECIDE_LIMIT: Duration = Duration::from_secs(2);
@@ -35,6 +38,8 @@ pub(crate) struct Question {
     pub(crate) kind: Kind,
     /// The stanza's type attribute, empty when absent.
     pub(crate) type_: String,
+    /// Where it belongs, when it is followed.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// What hearing of policy means.
@@ -49,6 +54,7 @@ pub(crate) struct Heard {
 /// The version in force at this gateway, and the lane on which policy is asked.
 pub(crate) struct Policy {
     lane: Lane<DecideItem, DecideAnswer>,
+    tracer: Tracer,
     failpoints: Failpoints,
     /// Held for reading from the look at the version to the write that relies on it, so that a
     /// confirmed version has no older write behind it.
@@ -59,9 +65,14 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    pub(crate) fn new(lane: Lane<DecideItem, DecideAnswer>, failpoints: Failpoints) -> Self {
+    pub(crate) fn new(
+        lane: Lane<DecideItem, DecideAnswer>,
+        tracer: Tracer,
+        failpoints: Failpoints,
+    ) -> Self {
         Self {
             lane,
+            tracer,
             failpoints,
             version: RwLock::new(0),
             heard_at: AtomicU64::new(0),
@@ -113,6 +124,7 @@ impl Policy {
         if question.to.is_empty() {
             return Ok(Vec::new());
         }
+        let span = self.tracer.calls(trace::DECIDE, question.trace);
         let until = Instant::now() + DECIDE_LIMIT;
         let mut asked = 0;
         loop {
@@ -125,7 +137,7 @@ impl Policy {
                 } else {
                     left
                 };
-                if let Ok(verdicts) = self.ask(question, limit).await {
+                if let Ok(verdicts) = self.ask(question, limit, span.traceparent()).await {
                     return Ok(verdicts);
                 }
             }
@@ -141,12 +153,18 @@ impl Policy {
         self.decide(question).await?.pop().ok_or(Undecided)
     }
 
-    async fn ask(&self, question: &Question, limit: Duration) -> Result<Vec<Verdict>, Undecided> {
+    async fn ask(
+        &self,
+        question: &Question,
+        limit: Duration,
+        traceparent: String,
+    ) -> Result<Vec<Verdict>, Undecided> {
         let item = DecideItem {
             from: question.from.clone(),
             to: question.to.clone(),
             kind: question.kind.into(),
             r#type: question.type_.clone(),
+            traceparent,
             ..DecideItem::default()
         };
         let answer = tokio::time::timeout(limit, self.lane.call(item)).await;
@@ -224,6 +242,7 @@ mod tests {
         };
         Policy::new(
             Lane::local(Arc::new(Fixed(decision, missing)), peer),
+            Tracer::off(),
             Failpoints::off(),
         )
     }
@@ -234,6 +253,7 @@ mod tests {
             to: vec!["b@x".into(), "c@x".into()],
             kind: Kind::Message,
             type_: String::new(),
+            trace: None,
         }
     }
 

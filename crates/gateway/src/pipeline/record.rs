@@ -73,7 +73,8 @@ pub(crate) fn item(
             element.bytes.clone()
         },
         ephemeral,
-        has_body: header.has_body,
+        // Payloads of a conversation count as a body where carbons ask for one (XEP-0280 §6.1).
+        has_body: header.has_body || (header.im_payload && !header.hints.no_store),
         no_copy: header.hints.no_copy || header.private,
         no_store: header.hints.no_store,
         ..AppendItem::default()

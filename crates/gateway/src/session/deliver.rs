@@ -28,6 +28,8 @@ pub(crate) struct PresenceUp {
     pub(crate) unavailable: bool,
     /// Set when it was addressed rather than broadcast.
     pub(crate) to: String,
+    /// The trace that it belongs to; empty when it is not followed.
+    pub(crate) traceparent: String,
 }
 
 /// Whom a form is for.

@@ -125,6 +125,7 @@ async fn bounce(gateway: &Gateway, identity: &Identity, request: &Bytes) {
         to: vec![requester.to_string()],
         kind: Kind::Iq,
         type_: "error".to_owned(),
+        trace: None,
     };
     let Ok(verdict) = gateway.policy.decide_one(&question).await else {
         return;

@@ -64,6 +64,7 @@ impl Server {
             clock: Clock::real(),
             ids: Ids::seeded(1),
             metrics: Metrics::new(),
+            tracer: chancery_runtime::Tracer::off(),
             failpoints: Failpoints::off(),
             streams: streams.clone(),
             services: services.clone(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use chancery_api::archive::AppendItem;
+use chancery_runtime::trace::TraceContext;
 use chancery_xml::{Element, Frame};
 use chancery_xmpp::{StreamCondition, StreamError, ns};
 use futures_util::FutureExt;
@@ -17,6 +18,7 @@ use crate::pipeline::decide::{Question, Undecided};
 use crate::pipeline::record::{self, Key};
 use crate::pipeline::{Flow, Ground, Inbound, Work, modules};
 use crate::presence;
+use crate::trace;
 use crate::transport::TransportError;
 
 /// Frames read in one round.
@@ -79,6 +81,8 @@ impl Session {
             removed: Vec::new(),
         };
         let flow = modules::run(&mut inbound);
+        let mut span = gateway.tracer.root(trace::STANZA);
+        trace::describe(&mut span, &inbound.element);
         let counted = self.management.is_some();
         if !matches!(flow, Flow::End(_)) {
             self.count += 1;
@@ -89,12 +93,23 @@ impl Session {
                 self.window
                     .over(counted, Some(inbound.element), End::Bounce(error));
             }
-            Flow::End(error) => self.end(Some(error), DRAIN_LIMIT),
-            Flow::Take(work) => self.take(work, inbound, counted),
+            Flow::End(error) => {
+                span.set("outcome", "stream error");
+                self.end(Some(error), DRAIN_LIMIT);
+                return;
+            }
+            Flow::Take(work) => self.take(work, inbound, counted, span.context()),
         }
+        self.window.follow(span);
     }
 
-    fn take(&mut self, work: Work, inbound: Inbound<'_>, counted: bool) {
+    fn take(
+        &mut self,
+        work: Work,
+        inbound: Inbound<'_>,
+        counted: bool,
+        trace: Option<TraceContext>,
+    ) {
         let Inbound {
             element,
             header,
@@ -109,6 +124,7 @@ impl Session {
                     gateway: Arc::clone(&self.gateway),
                     identity,
                     element,
+                    trace,
                 };
                 if iq::runs_alone(&handler, &request) {
                     self.window
@@ -121,16 +137,18 @@ impl Session {
             Work::OwnPresence => {
                 let key = self.key();
                 let own = presence::Own::read(&identity, &element, &header, &removed, key);
+                let own = own.followed(trace);
                 self.own_presence(own, counted);
             }
             Work::DirectedPresence => {
                 let item = self.item(&element, &header, &removed);
-                let work = presence::directed(Arc::clone(&self.gateway), identity, element, item);
+                let gateway = Arc::clone(&self.gateway);
+                let work = presence::directed(gateway, identity, element, item, trace);
                 self.window.alone(counted, work.boxed());
             }
             Work::Route => {
                 let item = self.item(&element, &header, &removed);
-                let ruling = rule(Arc::clone(&self.gateway), question(&item)).boxed();
+                let ruling = rule(Arc::clone(&self.gateway), question(&item, trace)).boxed();
                 self.window.route(counted, element, item, ruling);
             }
         }
@@ -172,6 +190,7 @@ impl Session {
         let gateway = Arc::clone(&self.gateway);
         let shard = Shard {
             lane: &gateway.append,
+            tracer: &gateway.tracer,
             failpoints: &gateway.failpoints,
         };
         let effects = self.window.poll(cx, shard, now);
@@ -235,12 +254,13 @@ impl Session {
 }
 
 /// What policy is asked about an item.
-fn question(item: &AppendItem) -> Question {
+fn question(item: &AppendItem, trace: Option<TraceContext>) -> Question {
     Question {
         from: item.from.clone(),
         to: vec![item.to.clone()],
         kind: item.kind(),
         type_: item.r#type.clone(),
+        trace,
     }
 }
 

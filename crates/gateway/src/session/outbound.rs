@@ -15,6 +15,7 @@ use super::window::Ruling;
 use super::{ASK_WHEN_IDLE, Session};
 use crate::presence::{self, Owed, Own, Why};
 use crate::service::Gateway;
+use crate::trace;
 
 /// Policy that gave no verdict on a delivery is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(400);
@@ -82,6 +83,11 @@ impl Session {
     }
 
     fn write_source(&mut self, source: &Source) {
+        let mut span = self
+            .gateway
+            .tracer
+            .served(trace::DELIVER, source.traceparent());
+        span.set("kind", trace::kind(source.kind()));
         let handle = Arc::clone(&self.handle);
         let Some(bytes) = source.form(handle.identity.reader()) else {
             tracing::error!("a delivery has no form that can be written");

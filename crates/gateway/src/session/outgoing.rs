@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use chancery_api::archive::Target;
 use chancery_api::{Kind, Verdict};
+use chancery_runtime::trace::TraceContext;
 
 use super::deliver::{Delivered, PresenceUp, Reader};
 use super::window::Ruling;
@@ -78,6 +79,22 @@ impl Source {
         }
     }
 
+    /// The trace that it belongs to; empty when it is not followed.
+    pub(crate) fn traceparent(&self) -> &str {
+        match self {
+            Self::Log(delivered, _) => &delivered.up.traceparent,
+            Self::Presence(presence) => &presence.traceparent,
+        }
+    }
+
+    /// Its kind.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Log(delivered, _) => delivered.up.kind(),
+            Self::Presence(_) => Kind::Presence,
+        }
+    }
+
     /// A roster push.
     pub(crate) fn is_push(&self) -> bool {
         self.target()
@@ -109,12 +126,14 @@ impl Source {
                 to: vec![delivered.up.to.clone()],
                 kind: delivered.up.kind(),
                 type_: delivered.up.r#type.clone(),
+                trace: TraceContext::parse(&delivered.up.traceparent),
             },
             Self::Presence(presence) => Question {
                 from: presence.from.clone(),
                 to: vec![reader.bare.to_owned()],
                 kind: Kind::Presence,
                 type_: String::new(),
+                trace: TraceContext::parse(&presence.traceparent),
             },
         }
     }
@@ -321,6 +340,7 @@ mod tests {
             policy_version: 0,
             unavailable,
             to: String::new(),
+            traceparent: String::new(),
         };
         bench
             .outgoing

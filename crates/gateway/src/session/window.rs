@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use chancery_api::archive::{AppendAnswer, AppendItem, Outcome};
 use chancery_api::{Lane, LaneError, Verdict};
-use chancery_runtime::Failpoints;
+use chancery_runtime::trace::{Span, TraceContext};
+use chancery_runtime::{Failpoints, Tracer};
 use chancery_xml::Element;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use crate::pipeline::answer::{self, End};
 use crate::pipeline::decide::{Undecided, allows};
 use crate::presence::Why;
+use crate::trace;
 
 /// Stanzas that one session may have under way; then reading pauses.
 pub(crate) const WINDOW_STANZAS: usize = 64;
@@ -52,6 +54,8 @@ struct Route {
     verdict: Verdict,
     ephemeral: bool,
     request: bool,
+    /// From the submission to the answer.
+    _span: Span,
 }
 
 struct Slot {
@@ -60,6 +64,8 @@ struct Slot {
     /// Kept where it may have to be answered.
     element: Option<Box<Element>>,
     step: Step,
+    /// From the read to the end.
+    span: Span,
 }
 
 /// What follows from progress in the window, in order.
@@ -87,6 +93,7 @@ pub(crate) enum Effect {
 #[derive(Clone, Copy)]
 pub(crate) struct Shard<'a> {
     pub(crate) lane: &'a Lane<AppendItem, AppendAnswer>,
+    pub(crate) tracer: &'a Tracer,
     pub(crate) failpoints: &'a Failpoints,
 }
 
@@ -148,6 +155,13 @@ impl Window {
         self.push(false, None, Step::Request(until));
     }
 
+    /// The stanza that was taken last is followed by `span` until it is over.
+    pub(crate) fn follow(&mut self, span: Span) {
+        if let Some(slot) = self.slots.back_mut() {
+            slot.span = span;
+        }
+    }
+
     /// When something is due even without progress.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.slots
@@ -164,6 +178,7 @@ impl Window {
             counted,
             element: element.map(Box::new),
             step,
+            span: Span::off(),
         });
     }
 
@@ -238,7 +253,7 @@ impl Window {
             if let Step::Decided(..) = slot.step {
                 let step = std::mem::replace(&mut slot.step, Step::Over(End::Silent));
                 if let Step::Decided(ruled, item) = step {
-                    slot.step = start(ruled, item, shard);
+                    slot.step = start(ruled, item, shard, slot.span.context());
                 }
             }
             match &mut slot.step {
@@ -321,8 +336,10 @@ impl Window {
                 counted,
                 element,
                 step: Step::Over(end),
+                mut span,
             }) = self.slots.pop_front()
             {
+                trace::conclude(&mut span, &end);
                 effects.push(Effect::Settled {
                     counted,
                     end,
@@ -345,7 +362,12 @@ impl Window {
 }
 
 /// What a ruling leads to.
-fn start(ruled: Result<Verdict, Undecided>, mut item: Box<AppendItem>, shard: Shard<'_>) -> Step {
+fn start(
+    ruled: Result<Verdict, Undecided>,
+    mut item: Box<AppendItem>,
+    shard: Shard<'_>,
+    trace: Option<TraceContext>,
+) -> Step {
     let Ok(verdict) = ruled else {
         return Step::Over(End::Bounce(answer::outage()));
     };
@@ -354,10 +376,13 @@ fn start(ruled: Result<Verdict, Undecided>, mut item: Box<AppendItem>, shard: Sh
     }
     // A denied stanza is recorded as well, with its verdict: evidence, and no entry.
     item.verdict = Some(verdict.clone());
+    let span = shard.tracer.calls(trace::APPEND, trace);
+    item.traceparent = span.traceparent();
     let route = Route {
         ephemeral: item.ephemeral,
         request: item.kind() == chancery_api::Kind::Iq && matches!(&*item.r#type, "get" | "set"),
         verdict,
+        _span: span,
     };
     let (lane, failpoints) = (shard.lane.clone(), shard.failpoints.clone());
     let work = async move {

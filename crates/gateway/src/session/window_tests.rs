@@ -43,6 +43,7 @@ impl LaneService<AppendItem, AppendAnswer> for Log {
 struct Bench {
     log: Arc<Log>,
     lane: Lane<AppendItem, AppendAnswer>,
+    tracer: Tracer,
     failpoints: Failpoints,
     window: Window,
     now: Instant,
@@ -59,6 +60,7 @@ impl Bench {
         Self {
             log,
             lane,
+            tracer: Tracer::off(),
             failpoints: Failpoints::off(),
             window: Window::default(),
             now: Instant::now(),
@@ -90,6 +92,7 @@ impl Bench {
         let waker = noop_waker();
         let shard = Shard {
             lane: &self.lane,
+            tracer: &self.tracer,
             failpoints: &self.failpoints,
         };
         let effects = self
