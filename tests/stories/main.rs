@@ -14,3 +14,4 @@ mod kill;
 mod play;
 mod sessions;
 mod tls;
+mod traces;

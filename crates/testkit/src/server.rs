@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -646,10 +645,6 @@ pub fn binary() -> Result<PathBuf> {
         .find(|candidate| candidate.is_file())
         .context("build the binary first: cargo build -p chancery")
 }
-
-/// Ports for listeners: below those that the system gives to outgoing connections, one of which
-/// could take the port before its listener does.
-const PORTS: std::ops::Range<u16> = 10_000..30_000;
 
 /// An address on which nobody listens. Each is on a loopback address of its own, by process and by call:
 /// between the look and the listening nobody else, neither another test nor a client's own port, takes it.
