@@ -84,7 +84,13 @@ impl Collecting {
         });
         let (spans, text) = (Vec::new(), String::new());
         drop(_entered);
-        Ok(Self { address, batches, spans, text, _runtime: runtime })
+        Ok(Self {
+            address,
+            batches,
+            spans,
+            text,
+            _runtime: runtime,
+        })
     }
 
     /// The spans of the one trace for which `whole` holds.
@@ -112,7 +118,11 @@ impl Collecting {
         for of_resource in batch.resource_spans {
             let resource = said(&of_resource.resource.unwrap_or_default().attributes);
             let get = |key: &str| resource.get(key).cloned().unwrap_or_default();
-            for span in of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            for span in of_resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans)
+            {
                 self.spans.push(Span {
                     service: get("service.name"),
                     process: get("service.instance.id"),
@@ -133,7 +143,10 @@ fn said(attributes: &[KeyValue]) -> BTreeMap<String, String> {
         Some(Value::IntValue(number)) => number.to_string(),
         other => format!("{other:?}"),
     };
-    attributes.iter().map(|pair| (pair.key.clone(), text(&pair.value))).collect()
+    attributes
+        .iter()
+        .map(|pair| (pair.key.clone(), text(&pair.value)))
+        .collect()
 }
 
 #[test]
@@ -146,7 +159,13 @@ fn one_message_is_followed_through_all_services_in_many() {
     let (first, second) = (("gateway", "gw1"), ("gateway", "gw2"));
     followed(
         Shape::Many,
-        &[first, ("policy", "policy"), first, ("archive", "archive"), second],
+        &[
+            first,
+            ("policy", "policy"),
+            first,
+            ("archive", "archive"),
+            second,
+        ],
     );
 }
 
@@ -154,8 +173,14 @@ fn one_message_is_followed_through_all_services_in_many() {
 /// have to be from.
 fn followed(shape: Shape, processes: &[(&str, &str); 5]) {
     let mut collecting = Collecting::start().unwrap();
-    let config = format!("[trace]\nendpoint = \"http://{}\"\nratio = 1.0\n", collecting.address);
-    let setup = Setup { config, ..Setup::default() };
+    let config = format!(
+        "[trace]\nendpoint = \"http://{}\"\nratio = 1.0\n",
+        collecting.address
+    );
+    let setup = Setup {
+        config,
+        ..Setup::default()
+    };
     play_with(shape, setup, &["alice", "bob"], &[], async |server| {
         say(server).await?;
         let spans = collecting.until(|spans| {
@@ -190,9 +215,12 @@ async fn say(server: &Server) -> Result<()> {
     bob.until_marker().await?;
     let to = bob.bare().to_owned();
     alice
-        .send(format!("<message type='chat' to='{to}' id='m1'><body>{BODY}</body></message>"))
+        .send(format!(
+            "<message type='chat' to='{to}' id='m1'><body>{BODY}</body></message>"
+        ))
         .await?;
-    bob.wait(|e| &*e.header.name == "message" && e.header.id.as_deref() == Some("m1")).await?;
+    bob.wait(|e| &*e.header.name == "message" && e.header.id.as_deref() == Some("m1"))
+        .await?;
     alice.until_marker().await?;
     alice.close().await?;
     bob.close().await
@@ -219,7 +247,10 @@ fn check(spans: &[Span], processes: &[(&str, &str); 5]) -> Result<()> {
         ("archive.commit", "archive.append"),
         ("gateway.deliver", "archive.append"),
     ] {
-        ensure!(one(name)?.parent == one(parent)?.id, "{name} does not hang below {parent}");
+        ensure!(
+            one(name)?.parent == one(parent)?.id,
+            "{name} does not hang below {parent}"
+        );
     }
     let said = |name: &str, key: &str| {
         one(name).map(|span| span.said.get(key).cloned().unwrap_or_default())

@@ -141,7 +141,7 @@ mod tests {
     fn a_reader_sees_one_list_wherever_the_line_is() {
         const LAST: u64 = 20;
         let entry = |number: u64| Entry::new(0, usize::try_from(number).unwrap());
-        let of = |mailbox: i64, number: u64| number % mailbox.cast_unsigned() == 0;
+        let of = |mailbox: i64, number: u64| number.is_multiple_of(mailbox.cast_unsigned());
         let all = |from: u64, to: u64| {
             (from..=to).flat_map(move |number| {
                 let here = [2, 3].into_iter().filter(move |m| of(*m, number));

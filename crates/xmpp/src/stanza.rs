@@ -195,9 +195,10 @@ impl Show {
     }
 }
 
-/// Which kind of stanza an element is; `None` calls for `unsupported-stanza-type`.
+/// Which kind of stanza an element is on a client's stream (RFC 6120 §4.8.2: the content namespace
+/// is jabber:client); `None` calls for `unsupported-stanza-type`.
 pub fn kind_of(element: &Element) -> Option<Kind> {
-    if !is_content(&element.header.ns) {
+    if &*element.header.ns != ns::CLIENT {
         return None;
     }
     match &*element.header.name {

@@ -87,29 +87,50 @@ fn change(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
     step(tally, "release build", || {
         plain(root, &["build", "--quiet", "--release"])
     })?;
-    let times = times.to_string();
-    counted(
-        root,
-        &["test", "--workspace", "--no-fail-fast"],
-        &times,
-        tally,
-    )
+    let rest = [
+        "test",
+        "--workspace",
+        "--exclude",
+        "chancery-tests",
+        "--no-fail-fast",
+    ];
+    counted(root, &rest, times, tally)?;
+    let scenarios = ["test", "--package", "chancery-tests", "--test", "scenarios"];
+    counted(root, &scenarios, times, tally)?;
+    let stories = [
+        "test",
+        "--package",
+        "chancery-tests",
+        "--test",
+        "stories",
+        "--",
+        "--skip",
+        "kill::",
+    ];
+    counted(root, &stories, times, tally)?;
+    kill_rounds(root, times, tally)
 }
 
 fn kill(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
     step(tally, "build", || {
         plain(root, &["build", "--quiet", "--package", "chancery"])
     })?;
-    let times = times.to_string();
+    kill_rounds(root, times, tally)
+}
+
+/// One at a time: each has a deployment under load, and timing that matters.
+fn kill_rounds(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
     let arguments = [
         "test",
         "--package",
         "chancery-tests",
+        "--test",
+        "stories",
         "--",
         "kill::",
         "--test-threads=1",
     ];
-    counted(root, &arguments, &times, tally)
+    counted(root, &arguments, times, tally)
 }
 
 /// A virtual environment with the Python client that we did not write.
@@ -155,11 +176,11 @@ fn ran(command: &mut Command) -> Result<()> {
 }
 
 /// Runs a test command, passing its output on and adding up its result lines.
-fn counted(root: &Path, arguments: &[&str], times: &str, tally: &mut Tally) -> Result<()> {
+fn counted(root: &Path, arguments: &[&str], times: u32, tally: &mut Tally) -> Result<()> {
     say(&format!("== cargo {}", arguments.join(" ")))?;
     let mut child = cargo(root)
         .args(arguments)
-        .env("CHANCERY_KILL_TIMES", times)
+        .env("CHANCERY_KILL_TIMES", times.to_string())
         .stdout(Stdio::piped())
         .spawn()
         .context("cargo test")?;

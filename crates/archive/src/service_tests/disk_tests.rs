@@ -145,7 +145,8 @@ fn alter(dir: &std::path::Path, sql: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tail_above_the_head_is_one_chain_or_does_not_open() {
     const LAST: &str = "(SELECT max(key) FROM record)";
-    let sealed = "substr(bytes, 1, length(bytes) - 1) || x'00'";
+    let sealed = "CAST(substr(bytes, 1, length(bytes) - 1) ||
+        CASE substr(bytes, -1) WHEN x'00' THEN x'01' ELSE x'00' END AS BLOB)";
     let changes = [
         (
             format!("UPDATE record SET bytes = {sealed} WHERE key = {LAST}"),

@@ -309,3 +309,37 @@ async fn the_window_is_bounded() {
     assert!(!bench.window.takes_more());
     drop(verdicts);
 }
+
+#[tokio::test]
+async fn a_followed_stanza_tells_the_shard_and_ends_with_its_outcome() {
+    let mut bench = Bench::new();
+    let (clock, ids) = (
+        chancery_runtime::Clock::manual(0),
+        chancery_runtime::Ids::seeded(1),
+    );
+    let (tracer, mut spans) = Tracer::channel(1.0, clock, ids, &chancery_runtime::Metrics::new());
+    bench.tracer = tracer.clone();
+    bench.message(1).send(allow()).unwrap();
+    bench.window.follow(tracer.root(trace::STANZA));
+    bench.message(2).send(allow()).unwrap();
+    bench.poll();
+    let submitted: Vec<String> = bench
+        .log
+        .submitted
+        .lock()
+        .iter()
+        .map(|(_, item)| item.traceparent.clone())
+        .collect();
+    assert_eq!(submitted[1], "", "only the first is followed");
+    assert!(spans.ready().is_none(), "nothing is over yet");
+    bench.answer(1, Outcome::Gone);
+    bench.answer(2, Outcome::Committed);
+    bench.poll();
+    let (append, stanza) = (spans.ready().unwrap(), spans.ready().unwrap());
+    assert_eq!((append.name, stanza.name), (trace::APPEND, trace::STANZA));
+    assert_eq!(append.context.traceparent(), submitted[0]);
+    assert_eq!(append.parent, Some(stanza.context.span_id));
+    let outcome = ("outcome", chancery_runtime::trace::Value::Word("bounced"));
+    assert_eq!(stanza.attributes, [outcome]);
+    assert!(spans.ready().is_none());
+}

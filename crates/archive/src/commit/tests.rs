@@ -1,0 +1,220 @@
+//! What the thread does with errors of the disk, and when it makes entries.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::*;
+use crate::entry::Entry;
+use crate::shard::Act;
+use crate::store::Head;
+use crate::tick::own_act;
+use chancery_evidence::{DEPLOYMENT, Kind};
+use chancery_runtime::Metrics;
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+
+/// Fails as told, then works.
+struct Broken(VecDeque<Option<ErrorKind>>);
+
+impl Broken {
+    fn next(&mut self) -> Result<(), StoreError> {
+        let kind = self.0.pop_front().unwrap_or(None);
+        kind.map_or(Ok(()), |kind| {
+            Err(StoreError::io(Path::new("log.db"), kind.into()))
+        })
+    }
+}
+
+impl LogStore for Broken {
+    fn open(&mut self, hash: Hash) -> Result<Head, StoreError> {
+        Ok(Head {
+            epoch: 1,
+            number: 0,
+            hash,
+        })
+    }
+
+    fn append(&mut self, _writing: &Writing) -> Result<(), StoreError> {
+        self.next()
+    }
+
+    fn make_entries(
+        &mut self,
+        _entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
+        _number: u64,
+        _hash: Hash,
+    ) -> Result<(), StoreError> {
+        self.next()
+    }
+
+    fn save(&mut self, _saves: &[MailboxSave]) -> Result<(), StoreError> {
+        self.next()
+    }
+}
+
+fn group(first: u64) -> Job {
+    let act: Act = own_act(
+        Kind::Heartbeat,
+        DEPLOYMENT.to_owned(),
+        "heartbeat",
+        "{}".into(),
+    );
+    let record = Record::Act {
+        act: Arc::new(act),
+        floor: None,
+    };
+    Job::Group(Group {
+        first,
+        time_ms: 1,
+        mailboxes: Vec::new(),
+        records: vec![record],
+    })
+}
+
+/// A commit thread whose store answers `results`, then works; and what ended it.
+struct Thread {
+    jobs: SyncSender<Job>,
+    done: mpsc::Receiver<Done>,
+    thread: JoinHandle<()>,
+    ended: Arc<parking_lot::Mutex<Option<String>>>,
+    entries: Arc<PendingEntries>,
+    _dir: tempfile::TempDir,
+}
+
+fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
+    let dir = tempfile::tempdir().unwrap();
+    let key_file = dir.path().join("keys.json");
+    let ids = Ids::seeded(3);
+    let ring = seal::load_keys(&key_file, false, &["x".to_owned()], &ids).unwrap();
+    let ended = Arc::new(parking_lot::Mutex::new(None));
+    let end = Arc::clone(&ended);
+    let making = Making::default();
+    let entries = Arc::clone(&making.entries);
+    let committer = Committer {
+        store: Broken(results.into_iter().collect()),
+        number: 0,
+        hash: ring.genesis(0),
+        making,
+        drawn: Drawn::default(),
+        ring: Arc::new(RwLock::new(ring)),
+        key_file,
+        shard: 0,
+        epoch: 1,
+        ids,
+        clock: Clock::real(),
+        failpoints: Failpoints::off(),
+        metrics: ArchiveMetrics::new(&Metrics::new()),
+        fatal: Arc::new(move |reason: &str| *end.lock() = Some(reason.to_owned())),
+    };
+    let (sender, done) = mpsc::channel(4);
+    let (jobs, thread) = committer.start(sender).unwrap();
+    Thread {
+        jobs,
+        done,
+        thread,
+        ended,
+        entries,
+        _dir: dir,
+    }
+}
+
+impl Thread {
+    /// Whether the job was done; `None` when the thread has ended.
+    fn call(&mut self, job: Job) -> Option<bool> {
+        assert!(tell(&self.jobs, job).is_ok());
+        self.done.blocking_recv().map(|done| match done {
+            Done::Group(result) => result.is_ok(),
+            Done::Saved(_, written) => written,
+        })
+    }
+
+    fn close(self) -> Option<String> {
+        // The thread may have ended by itself.
+        let _ = tell(&self.jobs, Job::End);
+        self.thread.join().unwrap();
+        self.ended.lock().clone()
+    }
+}
+
+#[test]
+fn no_room_is_told_and_any_other_failure_ends_the_process() {
+    let full = Some(ErrorKind::StorageFull);
+    let mut thread = start([full, None, full, Some(ErrorKind::Other)]);
+    assert_eq!(thread.call(group(1)), Some(false));
+    assert_eq!(thread.call(group(1)), Some(true));
+    assert_eq!(thread.call(Job::Save(Vec::new())), Some(false));
+    assert!(thread.ended.lock().is_none());
+    let answer = thread.call(group(2));
+    assert_eq!(answer, None, "no answer about what is unknown");
+    assert!(thread.close().is_some());
+}
+
+fn stanzas(first: u64, count: u64) -> Job {
+    let wire = chancery_api::archive::AppendItem {
+        from: "a@x/1".into(),
+        to: "b@x".into(),
+        kind: chancery_api::Kind::Message.into(),
+        r#type: "chat".into(),
+        verdict: Some(chancery_api::Verdict {
+            decision: chancery_api::Decision::Allow.into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let item = Arc::new(crate::item::Item::check(wire, 0).unwrap());
+    let entry = Entry::new(Entry::OPEN, 1);
+    let record = || Record::Stanza {
+        item: Arc::clone(&item),
+        outcome: chancery_evidence::Outcome::Logged,
+        entries: [Some((1, entry)), Some((2, entry))],
+    };
+    Job::Group(Group {
+        first,
+        time_ms: 1,
+        mailboxes: Vec::new(),
+        records: (0..count).map(|_| record()).collect(),
+    })
+}
+
+#[test]
+fn entries_are_made_by_number_by_time_and_at_the_end() {
+    let mut thread = start([]);
+    let many = MAKE_RECORDS as u64;
+    assert_eq!(thread.call(stanzas(1, many - 1)), Some(true));
+    assert_eq!(thread.entries.len(), 2 * (MAKE_RECORDS - 1));
+    assert_eq!(thread.call(stanzas(many, 1)), Some(true));
+    // A job later they are made.
+    assert_eq!(thread.call(stanzas(many + 1, 1)), Some(true));
+    assert_eq!(thread.entries.len(), 2);
+    while thread.entries.len() > 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(thread.call(stanzas(many + 2, 1)), Some(true));
+    let entries = Arc::clone(&thread.entries);
+    assert_eq!(thread.close(), None);
+    assert_eq!(entries.len(), 0);
+}
+
+#[test]
+fn entries_without_room_wait_up_to_a_limit_above_which_no_group_is_written() {
+    let group = MAKE_RECORDS as u64;
+    let groups = (PENDING_RECORDS / MAKE_RECORDS) as u64;
+    // Groups are written, entries are not.
+    let results = [None, Some(ErrorKind::StorageFull)];
+    let results = results.into_iter().cycle().take(2 * groups as usize);
+    // The refused group does not get to the disk; its turn makes the entries.
+    let mut thread = start(results);
+    for at in 0..groups {
+        assert_eq!(thread.call(stanzas(1 + at * group, group)), Some(true));
+    }
+    let next = 1 + groups * group;
+    assert_eq!(thread.call(stanzas(next, 1)), Some(false));
+    assert_eq!(thread.call(stanzas(next, 1)), Some(true));
+    assert_eq!(thread.entries.len(), 2);
+    assert_eq!(thread.close(), None);
+}
+
+#[test]
+fn entries_that_fail_in_any_other_way_end_the_process() {
+    let mut thread = start([None, Some(ErrorKind::Other)]);
+    assert_eq!(thread.call(stanzas(1, MAKE_RECORDS as u64)), Some(true));
+    assert!(thread.done.blocking_recv().is_none());
+    assert!(thread.close().is_some());
+}
