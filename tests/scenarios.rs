@@ -35,7 +35,7 @@ fn main() -> Result<()> {
             .unwrap_or_default();
         if let Some(foreign) = &foreign {
             if scenario.is_universal() {
-                trials.push(foreign_trial(name, scenario, foreign.clone()));
+                trials.push(foreign_trial(&name, scenario, foreign.clone()));
             }
             continue;
         }
@@ -57,7 +57,7 @@ fn trial(name: String, scenario: Scenario, shape: Shape) -> Trial {
     })
 }
 
-fn foreign_trial(name: String, scenario: Scenario, foreign: Foreign) -> Trial {
+fn foreign_trial(name: &str, scenario: Scenario, foreign: Foreign) -> Trial {
     Trial::test(format!("{name}::foreign"), move || {
         runner::run_foreign(&scenario, foreign)
             .map_err(|error| Failed::from(format!("{}: {error:#}", scenario.title)))

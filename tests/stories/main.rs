@@ -8,6 +8,7 @@
 
 mod clients;
 mod commands;
+mod documentation;
 mod evidence;
 mod hostile;
 mod kill;

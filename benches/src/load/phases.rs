@@ -254,6 +254,14 @@ async fn chat(target: &dyn Target, plan: &Plan, phase: &str, rate: Option<f64>) 
     {
         tokio::time::sleep(LOOK).await;
     }
+    // What is under way when the limit is over is no error; what came twice is.
+    let (read, sent) = (
+        run.read.load(Ordering::Relaxed),
+        run.sent.load(Ordering::Relaxed),
+    );
+    if read > sent {
+        bail!("{sent} messages were sent, and {read} delivered");
+    }
     for side in &sides {
         let h = side.stanzas.load(Ordering::Relaxed);
         let end = format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/></stream:stream>");
@@ -347,6 +355,9 @@ async fn receive(
                 own.stanzas.fetch_add(1, Ordering::Relaxed);
             } else if tag.starts_with(b"<r ") || tag == b"<r/>" {
                 asked = true;
+            } else if tag.starts_with(b"<message") && is_error(tag) {
+                // It repeats the body, which would count as delivered.
+                bail!("a message was bounced");
             }
             at += end + 1;
         }
@@ -360,6 +371,11 @@ async fn receive(
             write.flush().await?;
         }
     }
+}
+
+fn is_error(tag: &[u8]) -> bool {
+    memchr::memmem::find(tag, b"type='error'").is_some()
+        || memchr::memmem::find(tag, b"type=\"error\"").is_some()
 }
 
 fn message(text: &[u8], run: &Run, partner: &Side) {

@@ -34,8 +34,12 @@ pub(crate) async fn run(inner: Arc<Inner>) {
                 if inner.tasks.cancelled_now() {
                     return;
                 }
-                let error = ended.err();
-                tracing::warn!(error = error.map(tracing::field::display), "lost the directory");
+                let error = ended.err().map(tracing::field::display);
+                if since == 0 {
+                    tracing::info!(error, "the directory is not there yet");
+                } else {
+                    tracing::warn!(error, "lost the directory");
+                }
             }
         }
         inner.in_force.directory_reachable(false);

@@ -237,11 +237,13 @@ mod tests {
         }
     }
 
-    /// What a test of another process runs: it opens the file as any other program would.
+    /// What the test below runs in a process of its own, where it is told a file: it opens the file
+    /// as any other program would. Elsewhere there is nothing to look at.
     #[test]
-    #[ignore = "started by the test below"]
     fn another_process() {
-        let path = std::env::var("CHANCERY_TEST_DATABASE").unwrap();
+        let Ok(path) = std::env::var("CHANCERY_TEST_DATABASE") else {
+            return;
+        };
         let opened = open(Path::new(&path), Profile::durable());
         let error = opened.and_then(|db| {
             let count = db.query_row("SELECT count(*) FROM t", [], |r| r.get::<_, i64>(0))?;
@@ -257,7 +259,7 @@ mod tests {
 
     fn look_from_another_process(path: &Path, locked: bool) {
         let looked = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "sqlite::tests::another_process"])
+            .args(["--exact", "sqlite::tests::another_process"])
             .env("CHANCERY_TEST_DATABASE", path)
             .env("CHANCERY_TEST_LOCKED", if locked { "yes" } else { "no" })
             .output()

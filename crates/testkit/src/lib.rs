@@ -9,6 +9,7 @@
 pub mod checker;
 pub mod client;
 pub mod matching;
+mod place;
 pub mod runner;
 pub mod scenario;
 pub mod scram;

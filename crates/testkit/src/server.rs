@@ -1,12 +1,12 @@
 //! Servers for tests: the binary, all in one or as seven processes with two gateways, each of which
 //! can be killed, stopped and started again.
 
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+mod command_line;
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{Client, Login};
+use crate::place::ready;
+pub use crate::place::{binary, free_address, get};
 use crate::wire::trusting;
 
 /// How long a server may take until it says that it is ready.
@@ -459,73 +461,6 @@ impl Server {
         self.home.path()
     }
 
-    /// Runs the command line on this deployment.
-    pub fn admin(&self, arguments: &[&str], input: &str) -> Result<Output> {
-        let mut child = Command::new(binary()?)
-            .args(arguments)
-            .arg("--data")
-            .arg(self.data())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        child
-            .stdin
-            .take()
-            .context("no stdin")?
-            .write_all(input.as_bytes())?;
-        Ok(child.wait_with_output()?)
-    }
-
-    /// The same; must succeed. Gives what it printed.
-    pub fn must(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let output = self.admin(arguments, input)?;
-        if !output.status.success() {
-            bail!(
-                "{arguments:?}: {}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Ok(String::from_utf8(output.stdout)?)
-    }
-
-    /// Adds accounts, all with [`PASSWORD`], in the default domain.
-    pub fn accounts(&self, names: &[&str]) -> Result<()> {
-        if let Some(foreign) = &self.foreign {
-            return names
-                .iter()
-                .try_for_each(|name| foreign.prepare(&["account", name, PASSWORD]));
-        }
-        let file = self.home.path().join("accounts.txt");
-        let domain = self.domain();
-        let lines: String = names
-            .iter()
-            .map(|name| format!("{name}@{domain} {PASSWORD}\n"))
-            .collect();
-        std::fs::write(&file, lines)?;
-        self.must(&["user", "import", &file.display().to_string()], "")?;
-        Ok(())
-    }
-
-    /// Puts two accounts into each other's rosters.
-    pub fn introduce(&self, one: &str, other: &str) -> Result<()> {
-        if let Some(foreign) = &self.foreign {
-            return foreign.prepare(&["introduce", one, other]);
-        }
-        let domain = self.domain();
-        let (one, other) = (format!("{one}@{domain}"), format!("{other}@{domain}"));
-        self.must(
-            &["roster", "put", &one, &other, "--subscription", "both"],
-            "",
-        )?;
-        self.must(
-            &["roster", "put", &other, &one, "--subscription", "both"],
-            "",
-        )?;
-        Ok(())
-    }
-
     /// Everything a client needs to trust gateway `gateway`.
     pub fn trust(&self, gateway: usize) -> Result<Arc<rustls::ClientConfig>> {
         trusting(&std::fs::read(self.authority(gateway))?, None)
@@ -606,18 +541,6 @@ impl Server {
         }
         kept
     }
-
-    /// Exports the log; gives the file and the public key's text.
-    pub fn export(&self, decrypt: bool) -> Result<(PathBuf, String)> {
-        let file = self.home.path().join("export.jsonl");
-        let shown = file.display().to_string();
-        let mut arguments = vec!["evidence", "export", "-o", &shown];
-        if decrypt {
-            arguments.push("--decrypt");
-        }
-        self.must(&arguments, "")?;
-        Ok((file, self.must(&["evidence", "key"], "")?.trim().to_owned()))
-    }
 }
 
 impl Drop for Server {
@@ -632,53 +555,4 @@ impl Drop for Server {
             self.keep_logs();
         }
     }
-}
-
-/// The binary under test: `CHANCERY_BIN`, or the one beside the test's own target directory.
-pub fn binary() -> Result<PathBuf> {
-    if let Some(given) = std::env::var_os("CHANCERY_BIN") {
-        return Ok(given.into());
-    }
-    let own = std::env::current_exe()?;
-    own.ancestors()
-        .map(|dir| dir.join("chancery"))
-        .find(|candidate| candidate.is_file())
-        .context("build the binary first: cargo build -p chancery")
-}
-
-/// An address on which nobody listens. Each is on a loopback address of its own, by process and by call:
-/// between the look and the listening nobody else, neither another test nor a client's own port, takes it.
-pub fn free_address() -> Result<SocketAddr> {
-    static CALLS: AtomicU32 = AtomicU32::new(0);
-    let call = CALLS.fetch_add(1, Ordering::Relaxed) & 0xff;
-    let process = std::process::id() & 0x3fff;
-    let host = Ipv4Addr::from_bits(0x7f80_0000 | (process << 8) | call);
-    Ok(TcpListener::bind((host, 0))?.local_addr()?)
-}
-
-fn ready(ops: SocketAddr) -> bool {
-    get(ops, "/ready").is_ok_and(|(status, _)| status == 200)
-}
-
-/// A plain HTTP GET; status and body.
-pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    use std::io::Read;
-    let mut tcp = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-    tcp.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(
-        tcp,
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut text = String::new();
-    tcp.read_to_string(&mut text)?;
-    let status = text
-        .split(' ')
-        .nth(1)
-        .and_then(|s| s.parse().ok())
-        .context("no status")?;
-    let body = text
-        .split_once("\r\n\r\n")
-        .map(|(_, body)| body.to_owned())
-        .unwrap_or_default();
-    Ok((status, body))
 }

@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use read::Problem;
-pub use settings::{Internal, Settings, Trace, joined};
+#[cfg(feature = "otlp")]
+pub use settings::Trace;
+pub use settings::{Internal, Settings, joined};
 
 use crate::cli;
 use read::{Document, Section};

@@ -1,0 +1,152 @@
+//! Every command that README.md and docs/ show to a reader in a `sh` block is run, page by page and in
+//! order, each page on a fresh data directory.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// What runs until it is stopped, and the words after which it serves.
+const SERVE: &[(&str, &str)] = &[
+    ("cargo run --release -- demo", "Ctrl-C"),
+    ("target/release/chancery demo", "Ctrl-C"),
+    ("target/release/chancery serve", "serving"),
+];
+/// What runs this test.
+const CALLER: &str = "cargo xtask test";
+/// How long a server may take; the first may have to be built.
+const START_LIMIT: Duration = Duration::from_secs(900);
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
+}
+
+fn pages(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            pages(&path, found);
+        } else if path.extension().is_some_and(|e| e == "md") {
+            found.push(path);
+        }
+    }
+    found.sort();
+}
+
+/// The `sh` blocks of a page.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut open: Option<String> = None;
+    for line in text.lines() {
+        match &mut open {
+            None if line == "```sh" => open = Some(String::new()),
+            Some(_) if line == "```" => blocks.extend(open.take()),
+            Some(block) => {
+                block.push_str(line);
+                block.push('\n');
+            }
+            None => {}
+        }
+    }
+    blocks
+}
+
+/// Interrupts it when the test is over, however it ends.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let group = nix::unistd::Pid::from_raw(-i32::try_from(self.0.id()).unwrap());
+        let _ = nix::sys::signal::kill(group, nix::sys::signal::Signal::SIGINT);
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts it, waits until it serves, and stops it.
+fn serve(command: &str, ready: &str, data: &Path) {
+    use std::os::unix::process::CommandExt;
+    let mut child = Command::new("bash")
+        .args(["-c", &format!("exec {command} 2>&1")])
+        .current_dir(root())
+        .env("CHANCERY_DATA", data)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    let _serving = Serving(child);
+    let (said, heard) = mpsc::sync_channel(1024);
+    std::thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            let _ = said.send(line);
+        }
+    });
+    let mut printed = String::new();
+    while !printed.contains(ready) {
+        match heard.recv_timeout(START_LIMIT) {
+            Ok(line) => printed.push_str(&format!("{line}\n")),
+            Err(_) => panic!("`{command}` does not serve:\n{printed}"),
+        }
+    }
+}
+
+fn run(block: &str, data: &Path) {
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", block])
+        .current_dir(root())
+        .env("CHANCERY_DATA", data)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{block}ended with {}:\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn every_command_that_is_shown_works() {
+    let mut files = vec![root().join("README.md")];
+    pages(&root().join("docs"), &mut files);
+    let mut ran = 0;
+    for file in files {
+        let data = tempfile::tempdir().unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        for block in blocks(&text) {
+            let command = block.trim();
+            if command.starts_with(CALLER) {
+                continue;
+            }
+            match SERVE.iter().find(|(known, _)| *known == command) {
+                Some((_, ready)) => serve(command, ready, data.path()),
+                None => run(&block, data.path()),
+            }
+            ran += 1;
+        }
+    }
+    assert!(ran >= 20, "only {ran} blocks were found");
+    std::fs::remove_dir_all(root().join("chancery-local")).unwrap();
+}
+
+/// Tables that pages show are the ones that the code makes.
+#[test]
+fn lists_in_pages_are_the_published_ones() {
+    let evidence = std::fs::read_to_string(root().join("docs/comply/evidence.md")).unwrap();
+    for table in [
+        chancery_xmpp::exempt::markdown(),
+        chancery_xmpp::strip::markdown(),
+    ] {
+        assert!(
+            evidence.contains(table.trim()),
+            "docs/comply/evidence.md is stale:\n{table}"
+        );
+    }
+}
