@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use chancery_evidence::Hash;
 use chancery_store::{Migration, Migrations, StoreError, unconfirmed};
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::entry::Entry;
 use crate::mailbox::{MailboxRow, MailboxSave, put, take};
@@ -204,6 +204,27 @@ fn decode(mut bytes: &[u8]) -> Option<Planned> {
     bytes.is_empty().then_some(planned)
 }
 
+/// Runs `work` in one writing transaction, whose own statements are parsed once. One that can be
+/// neither committed nor undone is no full disk, whatever it failed of.
+fn transact<R>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> Result<R, StoreError>,
+) -> Result<R, StoreError> {
+    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    let result = work(connection).and_then(|done| {
+        connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(done)
+    });
+    if let Err(error) = &result
+        && !connection.is_autocommit()
+        && let Err(undo) = connection.execute_batch("ROLLBACK")
+    {
+        let reason = format!("{error}; it cannot be undone: {undo}");
+        return Err(StoreError::Invalid(reason));
+    }
+    result
+}
+
 impl LogStore for SqliteLog<Connection> {
     fn open(&mut self, genesis: Hash) -> Result<Head, StoreError> {
         let shard = self.shard;
@@ -224,10 +245,7 @@ impl LogStore for SqliteLog<Connection> {
         let (shard, base) = (self.shard, self.key(0));
         let before = self.key(writing.first.saturating_sub(1));
         let epoch = self.epoch.cast_signed();
-        let transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        {
+        transact(&self.connection, |transaction| {
             // Reads two pages that are in the cache; nobody else writes until the commit.
             let mut follows = transaction.prepare_cached(
                 "SELECT epoch = ?2 AND ifnull((SELECT key FROM record
@@ -262,9 +280,8 @@ impl LogStore for SqliteLog<Connection> {
                 )?;
                 raise.execute(params![mailbox, stored(*floor)])?;
             }
-        }
-        transaction.commit()?;
-        Ok(())
+            Ok(())
+        })
     }
 
     fn make_entries(
@@ -276,9 +293,7 @@ impl LogStore for SqliteLog<Connection> {
         let (shard, base) = (self.shard, self.key(0));
         let epoch = self.epoch.cast_signed();
         unconfirmed(&mut self.connection, |connection| {
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            {
+            transact(connection, |transaction| {
                 let mut head = transaction.prepare_cached(
                     "UPDATE head SET number = ?3, hash = ?4 WHERE shard = ?1 AND epoch = ?2",
                 )?;
@@ -291,15 +306,13 @@ impl LogStore for SqliteLog<Connection> {
                 for (mailbox, number, entry) in entries {
                     make.execute(params![mailbox, base | stored(number), entry.stored()])?;
                 }
-            }
-            transaction.commit()?;
-            Ok(())
+                Ok(())
+            })
         })
     }
 
     fn save(&mut self, saves: &[MailboxSave]) -> Result<(), StoreError> {
-        let transaction = self.connection.transaction()?;
-        {
+        transact(&self.connection, |transaction| {
             let mut save = transaction.prepare_cached(
                 "UPDATE mailbox SET floor = max(floor, ?2), upto = ?3, open = ?4 WHERE id = ?1",
             )?;
@@ -311,9 +324,8 @@ impl LogStore for SqliteLog<Connection> {
                     row.open
                 ])?;
             }
-        }
-        transaction.commit()?;
-        Ok(())
+            Ok(())
+        })
     }
 }
 

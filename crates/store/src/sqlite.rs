@@ -271,6 +271,52 @@ mod tests {
         );
     }
 
+    /// What the test below runs in a process of its own, where it is told a file: it writes, and
+    /// dies with all its connections open.
+    #[test]
+    fn a_process_that_dies() {
+        let Ok(path) = std::env::var("CHANCERY_TEST_DYING") else {
+            return;
+        };
+        let path = Path::new(&path);
+        let writer = open(path, Profile::log()).unwrap();
+        writer.execute_batch("CREATE TABLE t (x)").unwrap();
+        let second = open(path, Profile::log()).unwrap();
+        let _reader = open(path, Profile::log().reader()).unwrap();
+        for number in 0..100 {
+            writer
+                .execute("INSERT INTO t VALUES (?1)", [number])
+                .unwrap();
+            if number == 50 {
+                checkpoint(&second, Checkpoint::Passive).unwrap();
+            }
+        }
+        writer
+            .execute_batch("BEGIN; INSERT INTO t VALUES (100)")
+            .unwrap();
+        std::process::abort();
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_the_process_died() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.db");
+        let died = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "sqlite::tests::a_process_that_dies"])
+            .env("CHANCERY_TEST_DYING", &path)
+            .output()
+            .unwrap();
+        assert!(!died.status.success());
+        assert!(!dir.path().join("log.db-shm").exists());
+        let db = open(&path, Profile::log()).unwrap();
+        let reader = open(&path, Profile::log().reader()).unwrap();
+        for connection in [&db, &reader] {
+            let count = connection.query_row("SELECT count(*) FROM t", [], |r| r.get::<_, i64>(0));
+            assert_eq!(count.unwrap(), 100);
+        }
+        assert!(!checkpoint(&db, Checkpoint::Truncate).unwrap().blocked);
+    }
+
     #[test]
     fn a_file_of_one_process_is_shut_to_others_until_its_last_connection_is_closed() {
         let dir = tempfile::tempdir().unwrap();

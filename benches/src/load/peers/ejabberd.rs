@@ -85,7 +85,7 @@ new_sql_schema: false
 listen:
   -
     port: {port}
-    ip: "127.0.0.1"
+    ip: "{ip}"
     module: ejabberd_c2s
     max_stanza_size: 262144
     access: all
@@ -104,6 +104,7 @@ modules:
   mod_stream_mgmt: {{}}
 {archive}"#,
         both = place.both.display(),
+        ip = place.address.ip(),
         port = place.address.port(),
     )
 }

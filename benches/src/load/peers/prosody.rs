@@ -38,7 +38,11 @@ fn accounts(place: &Place) -> Result<()> {
 }
 
 fn configuration(place: &Place) -> String {
-    let (home, port) = (place.home.display(), place.address.port());
+    let (home, ip, port) = (
+        place.home.display(),
+        place.address.ip(),
+        place.address.port(),
+    );
     let archive = if place.archive { "\"mam\";" } else { "" };
     format!(
         r#"-- One process on loopback, made for one measurement.
@@ -47,7 +51,7 @@ data_path = "{home}/data"
 pidfile = "{home}/prosody.pid"
 certificates = "{home}"
 log = {{ warn = "{home}/server.log" }}
-interfaces = {{ "127.0.0.1" }}
+interfaces = {{ "{ip}" }}
 c2s_ports = {{ {port} }}
 c2s_direct_tls_ports = {{ }}
 s2s_ports = {{ }}
