@@ -17,6 +17,8 @@ const SERVE: &[(&str, &str)] = &[
 const CALLER: &str = "cargo xtask test";
 /// How long a server may take; the first may have to be built.
 const START_LIMIT: Duration = Duration::from_secs(900);
+/// Looks at a server that was interrupted, 50 ms apart, until it is killed: 30 s.
+const STOP_TRIES: u32 = 600;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -62,7 +64,18 @@ impl Drop for Serving {
     fn drop(&mut self) {
         let group = nix::unistd::Pid::from_raw(-i32::try_from(self.0.id()).unwrap());
         let _ = nix::sys::signal::kill(group, nix::sys::signal::Signal::SIGINT);
+        for _ in 0..STOP_TRIES {
+            if matches!(self.0.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = nix::sys::signal::kill(group, nix::sys::signal::Signal::SIGKILL);
         let _ = self.0.wait();
+        assert!(
+            std::thread::panicking(),
+            "it does not stop when interrupted"
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use chancery_api::Role;
 use chancery_runtime::{Failpoints, Stage, telemetry};
 use chancery_store::DataLock;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Place, Serve};
 use crate::config::{Overrides, Settings, joined};
@@ -36,6 +36,7 @@ pub struct Running {
     pub opened: Opened,
     pub base: Base,
     settings: Settings,
+    signals: Signals,
 }
 
 impl Running {
@@ -57,6 +58,7 @@ impl Running {
         };
         let ops_listener = bind("ops", settings.listen.ops)?;
         let internal = bind("internal", settings.listen.internal)?;
+        let signals = Signals::hear()?;
         let started = Self::open(&settings, &base, lock, internal).await;
         let opened = match started {
             Ok(opened) => opened,
@@ -90,6 +92,7 @@ impl Running {
             opened,
             base,
             settings,
+            signals,
         })
     }
 
@@ -120,10 +123,13 @@ impl Running {
             opened,
             base,
             settings,
+            signals,
         } = self;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+        let Signals {
+            mut terminate,
+            mut interrupt,
+            mut hangup,
+        } = signals;
         let by_signal = loop {
             tokio::select! {
                 _ = terminate.recv() => break Some("SIGTERM"),
@@ -146,6 +152,24 @@ impl Running {
         clean?;
         tracing::info!("ended");
         Ok(if by_signal.is_some() { OK } else { FAILED })
+    }
+}
+
+/// What people and supervisors send. Heard from before anything is opened: whoever reads that the
+/// server serves may end it at once.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn hear() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 }
 
