@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// What runs until it is stopped, and the words after which it serves.
+/// What runs until it is stopped, and the words after which it serves. A demo has its own directory.
 const SERVE: &[(&str, &str)] = &[
     ("cargo run --release -- demo", "Ctrl-C"),
     ("target/release/chancery demo", "Ctrl-C"),
@@ -80,12 +80,13 @@ impl Drop for Serving {
 }
 
 /// Starts it, waits until it serves, and stops it.
-fn serve(command: &str, ready: &str, data: &Path) {
+fn serve(command: &str, ready: &str, data: Option<&Path>) {
     use std::os::unix::process::CommandExt;
     let mut child = Command::new("bash")
         .args(["-c", &format!("exec {command} 2>&1")])
         .current_dir(root())
-        .env("CHANCERY_DATA", data)
+        .env_remove("CHANCERY_DATA")
+        .envs(data.map(|data| ("CHANCERY_DATA", data)))
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -139,7 +140,10 @@ fn every_command_that_is_shown_works() {
                 continue;
             }
             match SERVE.iter().find(|(known, _)| *known == command) {
-                Some((_, ready)) => serve(command, ready, data.path()),
+                Some((_, ready)) => {
+                    let own = command.ends_with("demo");
+                    serve(command, ready, (!own).then_some(data.path()));
+                }
                 None => run(&block, data.path()),
             }
             ran += 1;
