@@ -13,7 +13,7 @@ use chancery_api::archive::{
     AttachDown, AttachHello, AttachUp, Deliver, DetachSession, EndReason, HighestCount,
     attach_down, attach_up,
 };
-use chancery_api::{Cx, presence};
+use chancery_api::{Cx, LaneError, presence};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -35,8 +35,8 @@ pub(crate) const REOPEN_FIRST: Duration = Duration::from_millis(50);
 pub(crate) const REOPEN_LAST: Duration = Duration::from_millis(500);
 /// Opening takes no longer.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(2);
-/// The count of a stream-management id is answered by then, or not told.
-const HIGHEST_LIMIT: Duration = Duration::from_secs(2);
+/// The count of a stream-management id is answered by then, or the stream that asks ends.
+const HIGHEST_LIMIT: Duration = Duration::from_secs(10);
 /// Such questions at once.
 const HIGHEST_UNDER_WAY: usize = 1024;
 
@@ -93,14 +93,18 @@ impl ArchiveLink {
         self.up.load(Ordering::Acquire)
     }
 
-    /// The highest count that the log has for a stream-management id.
-    pub(crate) async fn highest_count(&self, sm_id: [u8; 16]) -> Option<u64> {
+    /// The highest count that the log has for a stream-management id, `None` when it knows none. No
+    /// answer is no statement: who took it for one would send again what the log is about to have.
+    pub(crate) async fn highest_count(&self, sm_id: [u8; 16]) -> Result<Option<u64>, LaneError> {
+        if !self.is_up() {
+            return Err(LaneError::NotSubmitted);
+        }
         let request = self.next_question.fetch_add(1, Ordering::Relaxed) + 1;
         let (tx, rx) = oneshot::channel();
         {
             let mut questions = self.questions.lock();
             if questions.len() >= HIGHEST_UNDER_WAY {
-                return None;
+                return Err(LaneError::NotSubmitted);
             }
             questions.insert(request, tx);
         }
@@ -113,7 +117,9 @@ impl ArchiveLink {
         });
         let answer = tokio::time::timeout(HIGHEST_LIMIT, rx).await;
         self.questions.lock().remove(&request);
-        answer.ok()?.ok()?
+        answer
+            .map_err(|_| LaneError::Unknown)?
+            .map_err(|_| LaneError::Lost)
     }
 
     /// Opens. Gives the place of the sessions that did not lag on the stream before: what comes on
@@ -392,10 +398,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_count_that_nobody_answers_is_not_told() {
+    async fn a_count_that_nobody_answers_is_unknown() {
         let link = ArchiveLink::default();
         link.open();
-        assert_eq!(link.highest_count([1; 16]).await, None);
+        assert_eq!(link.highest_count([1; 16]).await, Err(LaneError::Unknown));
         assert!(link.questions.lock().is_empty());
     }
 }

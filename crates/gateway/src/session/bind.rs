@@ -240,13 +240,17 @@ impl Unbound {
 
     /// Before the bind there is nothing to enable and never anything to resume: an earlier session
     /// ended with its stream. The count that the log has for its id is told, so that the client
-    /// does not send again what is there.
+    /// does not send again what is there. Where the log does not say, the stream ends: without a
+    /// count the client would take it that nothing is there.
     async fn on_stream_management(&mut self, element: &Element) -> Result<(), Over> {
         let answer = match &*element.header.name {
             "resume" => {
                 let id = element.header.attr("previd").and_then(unhex);
                 let count = match id {
-                    Some(id) => self.gateway.link.highest_count(id).await,
+                    Some(id) => match self.gateway.link.highest_count(id).await {
+                        Ok(count) => count,
+                        Err(_) => return Err(StreamCondition::ResourceConstraint.into()),
+                    },
                     None => None,
                 };
                 failed("item-not-found", count)
