@@ -15,5 +15,4 @@ mod kill;
 mod play;
 mod sessions;
 mod tls;
-mod tokio_client;
 mod traces;
