@@ -15,4 +15,5 @@ mod kill;
 mod play;
 mod sessions;
 mod tls;
+mod tokio_client;
 mod traces;
