@@ -311,6 +311,10 @@ async fn transmit(
             due += interval;
         }
         side.room.acquire().await?.forget();
+        if run.stop.load(Ordering::Relaxed) {
+            // What is sent now would be the next phase's.
+            return Ok(());
+        }
         n += 1;
         let micros = micros.unwrap_or_else(|| run.start.elapsed().as_micros());
         let body = format!("@{micros:012}@{:x<86}", "");

@@ -19,13 +19,13 @@ use parking_lot::RwLock;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::commit::{Done, Fatal, Job, tell};
+use crate::commit::{Commits, Done, Fatal, Job};
 use crate::follower::StreamId;
 use crate::metrics::ArchiveMetrics;
 use crate::pending::{PendingEntries, WithPending};
 use crate::read::{self, Ask, Got};
-use crate::shard::{Act, Effect, NotCommitted, Now, Shard};
-use crate::store::SqliteLog;
+use crate::shard::{Act, Effect, Group, NotCommitted, Now, Shard};
+use crate::store::{LogStore, SqliteLog};
 
 /// Time passes for the sequencer in steps of this.
 const TICK: Duration = Duration::from_millis(25);
@@ -63,11 +63,11 @@ pub(crate) enum Command {
 }
 
 /// The task's state.
-pub(crate) struct Actor {
+pub(crate) struct Actor<S> {
     pub(crate) shard: Shard<Token>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) done: mpsc::Receiver<Done>,
-    pub(crate) jobs: SyncSender<Job>,
+    pub(crate) commits: Commits<S>,
     pub(crate) got: mpsc::Receiver<Vec<Got>>,
     pub(crate) got_sender: mpsc::Sender<Vec<Got>>,
     pub(crate) links: HashMap<StreamId, mpsc::Sender<AttachUp>>,
@@ -89,7 +89,7 @@ pub(crate) struct Actor {
     pub(crate) checkpoints: SyncSender<()>,
 }
 
-impl Actor {
+impl<S: LogStore + Send + 'static> Actor<S> {
     /// Runs until the tasks are asked to end and what is under way is written.
     pub(crate) async fn run(mut self) {
         let mut tick = tokio::time::interval(TICK);
@@ -115,6 +115,15 @@ impl Actor {
                     self.set_now();
                     if taken == 0 {
                         self.commands.close();
+                    }
+                    if taken > 1 {
+                        // Under load: whoever is ready to submit does so first, for one commit.
+                        tokio::task::yield_now().await;
+                        while commands.len() < COMMANDS_AT_ONCE
+                            && let Ok(command) = self.commands.try_recv()
+                        {
+                            commands.push(command);
+                        }
                     }
                     for command in commands.drain(..) {
                         self.command(command);
@@ -239,12 +248,7 @@ impl Actor {
 
     fn carry_out(&mut self, effect: Effect<Token>) {
         match effect {
-            Effect::Commit(group) => {
-                if tell(&self.jobs, Job::Group(group)).is_err() {
-                    tracing::error!("the commit thread is gone");
-                    self.shard.committed(Err(NotCommitted));
-                }
-            }
+            Effect::Commit(group) => self.commit(group),
             Effect::Save(saves) => self.save(saves),
             Effect::Load(jid) => self.asks.push_back(Ask::Mailbox(jid)),
             Effect::Read(page) => self.asks.push_back(Ask::Page(page)),
@@ -272,9 +276,23 @@ impl Actor {
         }
     }
 
+    fn commit(&mut self, group: Group) {
+        match self.commits.in_place(group) {
+            Ok(Some(Done::Group(result))) => self.shard.committed(result),
+            // What is on the disk is unknown, and the process ends.
+            Ok(_) => {}
+            Err(group) => {
+                if self.commits.tell(Job::Group(group)).is_err() {
+                    tracing::error!("the commit thread is gone");
+                    self.shard.committed(Err(NotCommitted));
+                }
+            }
+        }
+    }
+
     fn save(&mut self, saves: Vec<crate::mailbox::MailboxSave>) {
         let jids: Vec<_> = saves.iter().map(|save| Arc::clone(&save.jid)).collect();
-        if self.saving < SAVES_UNDER_WAY && tell(&self.jobs, Job::Save(saves)).is_ok() {
+        if self.saving < SAVES_UNDER_WAY && self.commits.tell(Job::Save(saves)).is_ok() {
             self.saving += 1;
         } else {
             self.shard.saved(&jids, false);
@@ -369,10 +387,10 @@ impl Actor {
             self.done(done).await;
         }
         self.links.clear();
-        if tell(&self.jobs, Job::End).is_err() {
+        if self.commits.tell(Job::End).is_err() {
             tracing::error!("the commit thread takes no more work");
         }
-        drop(self.jobs);
+        drop(self.commits);
         drop(self.checkpoints);
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || {

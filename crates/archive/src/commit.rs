@@ -13,7 +13,7 @@ use std::time::Duration;
 use chancery_evidence::{Hash, KeyRing};
 use chancery_runtime::{Clock, Failpoints, Ids};
 use chancery_store::{Checkpoint, Profile, StoreError, checkpoint, open};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -34,6 +34,12 @@ const MAKE_RECORDS: usize = 1_024;
 const MAKE_INTERVAL: Duration = Duration::from_secs(1);
 /// No group is written while more records than this, with its own, would lack their entries.
 pub(crate) const PENDING_RECORDS: usize = 8 * GROUP_ITEMS;
+/// A group is committed on the sequencer's own thread while commits take less than this.
+const QUICK: Duration = Duration::from_micros(150);
+/// So much of the average is what it was before the last commit.
+const PACE_WEIGHT: u32 = 16;
+/// What a commit is taken for before any was made, and at most.
+const UNKNOWN_PACE: Duration = Duration::from_millis(10);
 /// Size of the write-ahead log from which it is moved into the database.
 const WAL_BYTES: u64 = 4 * 1024 * 1024;
 /// Size from which writers wait for that, so that the file starts anew.
@@ -69,12 +75,66 @@ pub(crate) struct Committer<S> {
     pub(crate) number: u64,
     pub(crate) hash: Hash,
     pub(crate) making: Making,
+    pub(crate) pace: Pace,
     pub(crate) drawn: Drawn,
     pub(crate) ids: Ids,
     pub(crate) clock: Clock,
     pub(crate) failpoints: Failpoints,
     pub(crate) metrics: ArchiveMetrics,
     pub(crate) fatal: Fatal,
+    /// What is on the disk is unknown.
+    pub(crate) ended: bool,
+}
+
+/// How long commits take.
+pub(crate) struct Pace {
+    average: Duration,
+}
+
+impl Default for Pace {
+    /// A disk is slow until it has shown that it is not.
+    fn default() -> Self {
+        Self {
+            average: UNKNOWN_PACE,
+        }
+    }
+}
+
+impl Pace {
+    fn took(&mut self, time: Duration) {
+        self.average = (self.average * (PACE_WEIGHT - 1) + time.min(UNKNOWN_PACE)) / PACE_WEIGHT;
+    }
+
+    fn is_quick(&self) -> bool {
+        self.average < QUICK
+    }
+}
+
+/// The way to the thread, and past it.
+pub(crate) struct Commits<S> {
+    jobs: SyncSender<Job>,
+    committer: Arc<Mutex<Committer<S>>>,
+}
+
+impl<S: LogStore + Send + 'static> Commits<S> {
+    /// Tells the thread; gives the job back when it has no room or is gone.
+    pub(crate) fn tell(&self, job: Job) -> Result<(), Job> {
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        })
+    }
+
+    /// Commits a group here and now, where that takes less than waking the thread and being woken:
+    /// not while the thread works or has something to make, nor on a disk that lets one wait.
+    /// Gives the group back otherwise. With failpoints none is committed here: they may block.
+    pub(crate) fn in_place(&self, group: Group) -> Result<Option<Done>, Group> {
+        match self.committer.try_lock() {
+            Some(mut committer) if committer.may_be_called() => {
+                Ok(committer.work(Job::Group(group)))
+            }
+            _ => Err(group),
+        }
+    }
 }
 
 /// What is still to be made of what is durable.
@@ -85,6 +145,34 @@ pub(crate) struct Making {
     records: usize,
     /// When they are made, at the latest; `None` without any.
     due: Option<Instant>,
+}
+
+/// The thread.
+fn run<S: LogStore + Send + 'static>(
+    committer: &Mutex<Committer<S>>,
+    jobs: &Receiver<Job>,
+    done: &mpsc::Sender<Done>,
+) {
+    loop {
+        // Without a job it looks whether somebody else has left something to make.
+        let left = committer.lock().until_due();
+        let job = match jobs.recv_timeout(left) {
+            Ok(job) => Some(job),
+            Err(RecvTimeoutError::Disconnected) => Some(Job::End),
+            Err(RecvTimeoutError::Timeout) => None,
+        };
+        if let Some(job) = job {
+            let result = committer.lock().work(job);
+            let Some(result) = result else { return };
+            if done.blocking_send(result).is_err() {
+                return;
+            }
+        }
+        let mut committer = committer.lock();
+        if committer.ended || (committer.is_due() && committer.make_entries().is_err()) {
+            return;
+        }
+    }
 }
 
 enum Failure {
@@ -118,59 +206,45 @@ impl<S: LogStore + Send + 'static> Committer<S> {
     pub(crate) fn start(
         self,
         done: mpsc::Sender<Done>,
-    ) -> std::io::Result<(SyncSender<Job>, JoinHandle<()>)> {
+    ) -> std::io::Result<(Commits<S>, JoinHandle<()>)> {
         let (sender, jobs) = sync_channel(JOBS_LIMIT);
+        let committer = Arc::new(Mutex::new(self));
+        let of_thread = Arc::clone(&committer);
         let thread = std::thread::Builder::new()
             .name("archive-commit".to_owned())
-            .spawn(move || self.run(&jobs, &done))?;
-        Ok((sender, thread))
+            .spawn(move || run(&of_thread, &jobs, &done))?;
+        let jobs = sender;
+        Ok((Commits { jobs, committer }, thread))
     }
 
-    fn run(mut self, jobs: &Receiver<Job>, done: &mpsc::Sender<Done>) {
-        loop {
-            let job = match self.making.due {
-                None => jobs.recv().ok(),
-                Some(due) => {
-                    let left = due.saturating_duration_since(self.clock.monotonic());
-                    match jobs.recv_timeout(left) {
-                        Ok(job) => Some(job),
-                        Err(RecvTimeoutError::Disconnected) => None,
-                        Err(RecvTimeoutError::Timeout) => {
-                            if self.make_entries().is_err() {
-                                return;
-                            }
-                            continue;
-                        }
-                    }
-                }
-            };
-            let result = match job {
-                None | Some(Job::End) => {
-                    // What is not made now is made at the next start.
-                    let _ = self.make_entries();
-                    return;
-                }
-                Some(Job::Group(group)) => self.commit(group).map(Done::Group),
-                Some(Job::Save(saves)) => self.save(&saves),
-            };
-            match result {
-                Ok(result) => {
-                    if done.blocking_send(result).is_err() {
-                        return;
-                    }
-                }
-                Err(reason) => return self.end(&reason),
+    /// Does a job; `None` ends the thread.
+    fn work(&mut self, job: Job) -> Option<Done> {
+        let result = match job {
+            Job::Group(group) => self.commit(group).map(Done::Group),
+            Job::Save(saves) => self.save(&saves),
+            Job::End => {
+                // What is not made now is made at the next start.
+                let _ = self.make_entries();
+                return None;
             }
-            // Under load the wait above never times out.
-            if self.is_due() && self.make_entries().is_err() {
-                return;
-            }
-        }
+        };
+        result.map_err(|reason| self.end(&reason)).ok()
     }
 
-    fn end(&self, reason: &str) {
+    fn end(&mut self, reason: &str) {
+        self.ended = true;
         tracing::error!(reason, "the log cannot be written, ending the process");
         (self.fatal)(reason);
+    }
+
+    fn may_be_called(&self) -> bool {
+        !self.ended && self.pace.is_quick() && !self.is_due() && !self.failpoints.is_armed()
+    }
+
+    fn until_due(&self) -> Duration {
+        let now = self.clock.monotonic();
+        let left = |due: Instant| due.saturating_duration_since(now);
+        self.making.due.map_or(MAKE_INTERVAL, left)
     }
 
     fn is_due(&self) -> bool {
@@ -222,6 +296,7 @@ impl<S: LogStore + Send + 'static> Committer<S> {
         let since = self.clock.monotonic();
         let result = self.write(group);
         let took = self.clock.monotonic().saturating_duration_since(since);
+        self.pace.took(took);
         self.metrics.commit_seconds.observe(took.as_secs_f64());
         match result {
             Ok(archive_ids) => {
@@ -316,13 +391,6 @@ impl<S: LogStore + Send + 'static> Committer<S> {
             Err(Failure::Unknown(reason)) => Err(reason),
         }
     }
-}
-
-/// Tells the commit thread; false when it has no room or is gone.
-pub(crate) fn tell(jobs: &SyncSender<Job>, job: Job) -> Result<(), Job> {
-    jobs.try_send(job).map_err(|error| match error {
-        TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-    })
 }
 
 /// Starts the checkpointing thread. It ends, after a last checkpoint, when the sender is dropped.

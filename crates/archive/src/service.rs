@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::Config;
 use crate::actor::{Actor, Command, Token, now};
-use crate::commit::{Committer, Fatal, Making, start_checkpoints};
+use crate::commit::{Committer, Fatal, Making, Pace, start_checkpoints};
 use crate::export::{CHUNKS_LIMIT, Export};
 use crate::item::{bare_len, domain_of};
 use crate::metrics::ArchiveMetrics;
@@ -138,16 +138,18 @@ impl ArchiveService {
             number: head.number,
             hash: head.hash,
             making,
+            pace: Pace::default(),
             drawn: Drawn::default(),
             ids: parts.ids,
             clock: parts.clock.clone(),
             failpoints: parts.failpoints.clone(),
             metrics: metrics.clone(),
             fatal: Arc::clone(&fatal),
+            ended: false,
         };
         let readers = parts.config.readers.max(1) as usize;
         let pool = ReadPool::open("archive-read", log, Profile::log(), readers)?;
-        let (jobs, commit_thread) = committer.start(done_sender).map_err(StartError::Thread)?;
+        let (commits, commit_thread) = committer.start(done_sender).map_err(StartError::Thread)?;
         let (checkpoints, checkpoint_thread) =
             start_checkpoints(log, parts.clock.clone(), Arc::clone(&fatal))?;
         let (command_sender, commands) = mpsc::channel(COMMANDS_LIMIT);
@@ -157,7 +159,7 @@ impl ArchiveService {
             shard,
             commands,
             done,
-            jobs,
+            commits,
             got,
             got_sender,
             links: HashMap::new(),

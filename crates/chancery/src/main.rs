@@ -34,6 +34,10 @@ use cli::{Cli, Command};
 use error::{FAILED, Outcome};
 use out::note;
 
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {

@@ -116,6 +116,11 @@ impl Failpoints {
         }
     }
 
+    /// Whether any failpoint is configured.
+    pub fn is_armed(&self) -> bool {
+        self.0.armed.load(Ordering::Relaxed)
+    }
+
     /// How often a configured failpoint was passed; 0 for one that is not configured.
     pub fn hits(&self, name: &str) -> u64 {
         self.0.points.lock().get(name).map_or(0, |point| point.hits)

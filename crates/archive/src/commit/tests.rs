@@ -70,7 +70,7 @@ fn group(first: u64) -> Job {
 
 /// A commit thread whose store answers `results`, then works; and what ended it.
 struct Thread {
-    jobs: SyncSender<Job>,
+    commits: Commits<Broken>,
     done: mpsc::Receiver<Done>,
     thread: JoinHandle<()>,
     ended: Arc<parking_lot::Mutex<Option<String>>>,
@@ -92,6 +92,7 @@ fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
         number: 0,
         hash: ring.genesis(0),
         making,
+        pace: Pace::default(),
         drawn: Drawn::default(),
         ring: Arc::new(RwLock::new(ring)),
         key_file,
@@ -102,11 +103,12 @@ fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
         failpoints: Failpoints::off(),
         metrics: ArchiveMetrics::new(&Metrics::new()),
         fatal: Arc::new(move |reason: &str| *end.lock() = Some(reason.to_owned())),
+        ended: false,
     };
     let (sender, done) = mpsc::channel(4);
-    let (jobs, thread) = committer.start(sender).unwrap();
+    let (commits, thread) = committer.start(sender).unwrap();
     Thread {
-        jobs,
+        commits,
         done,
         thread,
         ended,
@@ -118,7 +120,7 @@ fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
 impl Thread {
     /// Whether the job was done; `None` when the thread has ended.
     fn call(&mut self, job: Job) -> Option<bool> {
-        assert!(tell(&self.jobs, job).is_ok());
+        assert!(self.commits.tell(job).is_ok());
         self.done.blocking_recv().map(|done| match done {
             Done::Group(result) => result.is_ok(),
             Done::Saved(_, written) => written,
@@ -127,7 +129,7 @@ impl Thread {
 
     fn close(self) -> Option<String> {
         // The thread may have ended by itself.
-        let _ = tell(&self.jobs, Job::End);
+        let _ = self.commits.tell(Job::End);
         self.thread.join().unwrap();
         self.ended.lock().clone()
     }
@@ -216,5 +218,70 @@ fn entries_that_fail_in_any_other_way_end_the_process() {
     let mut thread = start([None, Some(ErrorKind::Other)]);
     assert_eq!(thread.call(stanzas(1, MAKE_RECORDS as u64)), Some(true));
     assert!(thread.done.blocking_recv().is_none());
+    assert!(thread.close().is_some());
+}
+
+/// The group of a job.
+fn of(job: Job) -> Group {
+    match job {
+        Job::Group(group) => group,
+        _ => panic!("no group"),
+    }
+}
+
+/// Commits until the disk has shown that it is quick; gives the number of the next record.
+fn warm(thread: &mut Thread) -> u64 {
+    for number in 1..MAKE_RECORDS as u64 / 2 {
+        match thread.commits.in_place(of(group(number))) {
+            Ok(done) => {
+                assert!(matches!(done, Some(Done::Group(Ok(_)))));
+                assert!(number > u64::from(PACE_WEIGHT), "nothing was known of it");
+                return number + 1;
+            }
+            Err(group) => assert_eq!(thread.call(Job::Group(group)), Some(true)),
+        }
+    }
+    panic!("it never counted as quick");
+}
+
+#[test]
+fn a_group_is_committed_in_place_once_the_disk_has_been_quick() {
+    let mut thread = start([]);
+    let next = warm(&mut thread);
+    assert!(thread.commits.in_place(of(stanzas(next, 1))).is_ok());
+    // The thread makes what that has left.
+    while thread.entries.len() > 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let busy = thread.commits.committer.lock();
+    assert!(thread.commits.in_place(of(group(next + 1))).is_err());
+    drop(busy);
+    thread.commits.committer.lock().pace.took(UNKNOWN_PACE);
+    assert!(thread.commits.in_place(of(group(next + 1))).is_err());
+    assert_eq!(thread.close(), None);
+}
+
+#[test]
+fn with_failpoints_nothing_is_committed_in_place() {
+    let mut thread = start([]);
+    let next = warm(&mut thread);
+    let failpoints = thread.commits.committer.lock().failpoints.clone();
+    failpoints.set("archive::commit::before", "off").unwrap();
+    assert!(thread.commits.in_place(of(group(next))).is_err());
+    assert_eq!(thread.close(), None);
+}
+
+#[test]
+fn an_error_in_place_ends_the_process_and_the_thread() {
+    let mut thread = start([]);
+    let next = warm(&mut thread);
+    thread.commits.committer.lock().store = Broken([Some(ErrorKind::Other)].into());
+    assert!(matches!(thread.commits.in_place(of(group(next))), Ok(None)));
+    assert!(thread.ended.lock().is_some());
+    assert!(thread.commits.in_place(of(group(next))).is_err());
+    assert!(
+        thread.done.blocking_recv().is_none(),
+        "no word of what is unknown"
+    );
     assert!(thread.close().is_some());
 }

@@ -53,7 +53,7 @@ const OWED_AGAIN: Duration = Duration::from_secs(1);
 /// A client that does not answer an `<r/>` for so long is gone.
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(120);
 /// An idle stream with unacknowledged stanzas is asked after this.
-const ASK_WHEN_IDLE: Duration = Duration::from_millis(300);
+const ASK_WHEN_IDLE: Duration = Duration::from_secs(1);
 
 /// How the stream ends.
 struct Ending {
