@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use chancery_testkit::checker::{self, Record};
 use chancery_testkit::server::{Server, Setup, Shape};
 
@@ -131,6 +133,73 @@ fn every_change_of_an_export_is_found() {
 fn number(line: &[u8]) -> Result<u64> {
     let value: serde_json::Value = serde_json::from_slice(line)?;
     value["number"].as_u64().context("no number")
+}
+
+/// One record changed and every hash behind it computed anew, the manifest's as well: whoever has no
+/// key cannot sign the lines, and the first of them is named.
+#[test]
+fn a_chain_computed_anew_is_found_at_its_first_record() {
+    play(Shape::One, &["alice", "bob"], async |server| {
+        converse(server, 6).await?;
+        let (file, key) = server.export(false)?;
+        let clean = std::fs::read_to_string(&file)?;
+        let mut lines: Vec<String> = clean.lines().map(str::to_owned).collect();
+        let manifest = lines.pop().context("no manifest")?;
+        let at = 4;
+        let named = format!("number {} ", number(lines[at].as_bytes())?);
+        // What the record before said of itself, and what it says now.
+        let mut hashes = None;
+        for line in &mut lines[at..] {
+            let value: serde_json::Value = serde_json::from_str(line)?;
+            let member = |name: &str| value[name].as_str().context("no such member");
+            let (record, hash) = (member("record")?, member("hash")?);
+            let mut stored = STANDARD.decode(record)?;
+            match &hashes {
+                // The first is changed where its content is sealed.
+                None => *stored.last_mut().context("empty")? ^= 1,
+                Some((before, now)) => replace(&mut stored, before, now)?,
+            }
+            let anew = chancery_evidence::record_hash(&stored);
+            let (old, new) = (hash.to_owned(), hex(&anew));
+            *line = line
+                .replace(record, &STANDARD.encode(&stored))
+                .replace(&old, &new);
+            if let Some((before, now)) = &hashes {
+                *line = line.replace(&hex(before), &hex(now));
+            }
+            hashes = Some((bytes_of(&old)?, anew));
+        }
+        let (before, now) = hashes.context("nothing was computed")?;
+        let manifest = manifest.replace(&hex(&before), &hex(&now));
+        ensure!(manifest.contains(&hex(&now)), "the head is in the manifest");
+        lines.push(manifest);
+        let forged = server.home().join("forged.jsonl");
+        std::fs::write(&forged, lines.join("\n") + "\n")?;
+        let (code, said) = verify(server, &forged, &key)?;
+        ensure!(code == 1 && said.contains(&named), "anew: {code} {said}");
+        Ok(())
+    });
+}
+
+/// Puts `now` where `before` is.
+fn replace(bytes: &mut [u8], before: &[u8; 32], now: &[u8; 32]) -> Result<()> {
+    let at = bytes.windows(32).position(|window| window == before);
+    let at = at.context("the record does not name the one before it")?;
+    bytes[at..at + 32].copy_from_slice(now);
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes_of(hex: &str) -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let digits = hex.get(2 * at..2 * at + 2).context("a short hash")?;
+        *byte = u8::from_str_radix(digits, 16)?;
+    }
+    Ok(bytes)
 }
 
 /// All hashes and signatures computed anew, by another log: only the right key is believed.

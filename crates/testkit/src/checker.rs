@@ -312,13 +312,58 @@ fn order(journal: &Journal, records: &[Record], seen: &[Seen], problems: &mut Ve
     }
 }
 
-/// I7: numbers without gaps.
+/// I7: numbers without gaps; each heartbeat has counted what each gateway had recorded since the one
+/// before; and no gateway has told of more than is there. (It may have died before it told of all.)
 fn complete(records: &[Record], problems: &mut Vec<String>) {
+    let (mut since, mut there, mut told) = (Counts::new(), 0, 0);
+    for record in records {
+        if ["message", "presence", "iq"].contains(&record.kind.as_str()) {
+            let verdict = if record.verdict == "allow" {
+                "allow"
+            } else {
+                "deny"
+            };
+            *since.entry((record.gateway.clone(), verdict)).or_default() += 1;
+            there += 1;
+        } else if record.kind == "heartbeat" {
+            let counted = beaten(&record.detail);
+            if counted != since {
+                let number = record.number;
+                problems.push(format!(
+                    "I7 heartbeat {number}: {counted:?}, there are {since:?}"
+                ));
+            }
+            since.clear();
+        } else if record.detail.contains("gateway.permits") {
+            let said: Value = serde_json::from_str(&record.payload).unwrap_or_default();
+            told += said["recorded"].as_u64().unwrap_or(u64::MAX / 2);
+        }
+    }
+    if told > there {
+        problems.push(format!(
+            "I7 gateways told of {told} records, {there} are there"
+        ));
+    }
     for pair in records.windows(2) {
         if pair[1].number != pair[0].number + 1 {
             problems.push(format!("I7 {} follows {}", pair[1].number, pair[0].number));
         }
     }
+}
+
+/// Records by gateway and verdict.
+type Counts = BTreeMap<(String, &'static str), u64>;
+
+/// What a heartbeat says.
+fn beaten(detail: &str) -> Counts {
+    let said: Value = serde_json::from_str(detail).unwrap_or_default();
+    let gateways = said["gateways"].as_object().into_iter().flatten();
+    gateways
+        .flat_map(|(gateway, counts)| {
+            ["allow", "deny"].map(|v| ((gateway.clone(), v), counts[v].as_u64().unwrap_or(0)))
+        })
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }
 
 #[cfg(test)]
@@ -413,5 +458,14 @@ mod tests {
         let mut gap = vec![record(1, "m1", "a@x/1"), record(3, "", "a@x/1")];
         gap[1].kind = "heartbeat".into();
         fails(&good, &gap, "I7");
+        let mut short = vec![record(1, "m1", "a@x/1"), record(2, "", "a@x/1")];
+        short[1].kind = "heartbeat".into();
+        short[1].detail = r#"{"gateways":{"gw":{"allow":2,"deny":0}}}"#.into();
+        fails(&good, &short, "I7 heartbeat");
+        let mut told = vec![record(1, "m1", "a@x/1"), record(2, "", "a@x/1")];
+        told[1].kind = "act".into();
+        told[1].detail = "gateway.permits".into();
+        told[1].payload = r#"{"recorded":2}"#.into();
+        fails(&good, &told, "I7 gateways");
     }
 }

@@ -508,8 +508,10 @@ impl Server {
         get(self.processes[self.index_of(role)?].ops, page)
     }
 
-    /// Log lines at level WARN or ERROR, of all processes, that no `allowed` text explains.
+    /// Log lines at level WARN or ERROR, of all processes, that no `allowed` text explains; and any
+    /// that name an account or say the password, which nothing explains.
     pub fn complaints(&self, allowed: &[&str]) -> Vec<String> {
+        let at_domain = format!("@{}", self.domain());
         let mut found = Vec::new();
         for process in &self.processes {
             let log = std::fs::read_to_string(&process.log).unwrap_or_default();
@@ -517,7 +519,8 @@ impl Server {
                 let loud = line.contains(" WARN ")
                     || line.contains(" ERROR ")
                     || line.contains("panicked");
-                if loud && !allowed.iter().any(|text| line.contains(text)) {
+                let tells = line.contains(&at_domain) || line.contains(PASSWORD);
+                if tells || loud && !allowed.iter().any(|text| line.contains(text)) {
                     found.push(format!("{}: {line}", process.name));
                 }
             }
