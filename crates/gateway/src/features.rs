@@ -1,5 +1,6 @@
-//! Stream features before authentication (RFC 6120 §4.3.2): STARTTLS and nothing else in clear
-//! text, mechanisms and channel bindings in TLS. Compression is never among them (XEP-0138).
+//! Stream features (RFC 6120 §4.3.2): STARTTLS and nothing else in clear text, mechanisms and channel
+//! bindings in TLS, then what the features of `iq/` have registered. In TLS each says what may be sent
+//! at once (XEP-0478). Compression is never among them (XEP-0138).
 
 use chancery_xmpp::ns;
 
@@ -14,8 +15,8 @@ pub fn before_tls() -> String {
     )
 }
 
-/// In TLS, before authentication.
-pub fn before_auth(bindings: &ChannelBindings) -> String {
+/// In TLS, before authentication; an element may have so many bytes.
+pub fn before_auth(bindings: &ChannelBindings, element_bytes: u32) -> String {
     let mut out = format!("<stream:features><mechanisms xmlns='{}'>", ns::SASL);
     for mechanism in Mechanism::offered(bindings) {
         out.push_str("<mechanism>");
@@ -35,8 +36,21 @@ pub fn before_auth(bindings: &ChannelBindings) -> String {
         }
         out.push_str("</sasl-channel-binding>");
     }
+    out.push_str(&limits(element_bytes));
     out.push_str("</stream:features>");
     out
+}
+
+/// After authentication: what was `registered`; an element may have so many bytes.
+pub fn after_auth(registered: &str, element_bytes: u32) -> String {
+    let limits = limits(element_bytes);
+    format!("<stream:features>{registered}{limits}</stream:features>")
+}
+
+/// XEP-0478. Silence has no limit of ours to be told: TCP probes the peer.
+fn limits(element_bytes: u32) -> String {
+    let ns = ns::STREAM_LIMITS;
+    format!("<limits xmlns='{ns}'><max-bytes>{element_bytes}</max-bytes></limits>")
 }
 
 #[cfg(test)]
@@ -47,16 +61,17 @@ mod tests {
     fn offered_in_order_and_only_what_there_is() {
         let both = ChannelBindings::for_test(Some([1; 32]), Some(&[2; 32]));
         assert_eq!(
-            before_auth(&both),
+            before_auth(&both, 16384),
             "<stream:features><mechanisms xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>\
              <mechanism>SCRAM-SHA-256-PLUS</mechanism><mechanism>SCRAM-SHA-1-PLUS</mechanism>\
              <mechanism>SCRAM-SHA-256</mechanism><mechanism>SCRAM-SHA-1</mechanism>\
              <mechanism>PLAIN</mechanism></mechanisms>\
              <sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'>\
              <channel-binding type='tls-exporter'/><channel-binding type='tls-server-end-point'/>\
-             </sasl-channel-binding></stream:features>"
+             </sasl-channel-binding><limits xmlns='urn:xmpp:stream-limits:0'>\
+             <max-bytes>16384</max-bytes></limits></stream:features>"
         );
-        let none = before_auth(&ChannelBindings::default());
+        let none = before_auth(&ChannelBindings::default(), 1);
         assert!(!none.contains("PLUS") && !none.contains("sasl-cb") && none.contains("PLAIN"));
         assert!(!before_tls().contains("mechanism") && before_tls().contains("<required/>"));
     }

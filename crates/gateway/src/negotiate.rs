@@ -279,7 +279,8 @@ impl Negotiation<'_> {
             .within(config.header_limit(), self.header(transport))
             .await?;
         self.open(transport, &checked);
-        transport.queue(features::before_auth(&bindings).as_bytes());
+        let offered = features::before_auth(&bindings, config.bytes_before_auth);
+        transport.queue(offered.as_bytes());
         let sasl = self.sasl(transport, &bindings, &checked.domain);
         let login = self.within(config.sasl_limit(), Box::pin(sasl)).await?;
         self.shared.counted.login(login.mechanism);

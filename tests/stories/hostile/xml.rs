@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chancery_testkit::matching::parse;
-use chancery_testkit::server::{Server, Shape};
-use chancery_testkit::wire::header;
+use chancery_testkit::server::{PASSWORD, Server, Shape};
+use chancery_testkit::wire::{Wire, header};
+use chancery_xml::Element;
 
+use super::sasl::{auth, say};
 use super::{DOMAIN, Place, after_header, check, header_with, row, undisturbed, witness};
 use crate::play::play;
 
@@ -425,6 +427,27 @@ fn what_is_right_arrives_unchanged() {
             got.header
         );
         undisturbed(&mut bob).await
+    });
+}
+
+/// XEP-0478: the limits that the rows above go over, and the one that is kept, are advertised.
+#[test]
+fn limits_are_advertised() {
+    play(Shape::One, &["mallory"], async |server| {
+        let says = |features: Element, bytes: u32| {
+            let limits = "<limits xmlns='urn:xmpp:stream-limits:0'>";
+            let wanted = format!("{limits}<max-bytes>{bytes}</max-bytes></limits>");
+            let text = String::from_utf8_lossy(&features.bytes).into_owned();
+            ensure!(text.contains(&wanted), "{bytes}: {text}");
+            Ok(())
+        };
+        let mut wire = Wire::starttls(server.c2s[0], DOMAIN, server.trust(0)?).await?;
+        wire.open(DOMAIN).await?;
+        says(wire.element().await?, 16 * 1024)?;
+        let (name, said) = say(&mut wire, &auth("PLAIN", format!("\0mallory\0{PASSWORD}"))).await?;
+        ensure!(name == "success", "{name} {said}");
+        wire.open(DOMAIN).await?;
+        says(wire.element().await?, 256 * 1024)
     });
 }
 

@@ -6,6 +6,7 @@
 pub(crate) mod bind;
 pub(crate) mod caps;
 pub(crate) mod carbons;
+pub(crate) mod client_state;
 pub(crate) mod disco;
 pub(crate) mod offline;
 pub(crate) mod ping;
@@ -184,6 +185,7 @@ const FEATURES: &[Feature] = &[
     (bind::manifest, bind::register),
     (session::manifest, session::register),
     (stream_management::manifest, stream_management::register),
+    (client_state::manifest, client_state::register),
     (roster::manifest, roster::register),
     (disco::manifest, disco::register),
     (version::manifest, version::register),
@@ -218,7 +220,6 @@ impl Handlers {
             disco,
             stream_features,
         } = registrar;
-        let stream_features = format!("<stream:features>{stream_features}</stream:features>");
         Self {
             table,
             disco,
@@ -243,7 +244,7 @@ impl Handlers {
             .map(|(_, feature)| *feature)
     }
 
-    /// Features of the stream after authentication.
+    /// What was registered for the stream after authentication.
     pub(crate) fn stream_features(&self) -> &str {
         &self.stream_features
     }
@@ -400,6 +401,7 @@ mod tests {
             "xmpp-bind'",
             "xmpp-session'><optional/>",
             "urn:xmpp:sm:3",
+            "urn:xmpp:csi:0",
             "rosterver",
             "hash='sha-1'",
         ] {

@@ -19,6 +19,7 @@ use super::inbox::{Event, Inbox};
 use super::nonzas::unhex;
 use super::table::{Handle, Refused};
 use super::{Session, attach_of, cut_off_error};
+use crate::features;
 use crate::negotiate::Authenticated;
 use crate::pipeline::answer;
 use crate::service::Gateway;
@@ -99,7 +100,8 @@ struct Unbound {
 
 impl Unbound {
     async fn run(&mut self) -> Result<Arc<Handle>, Over> {
-        let features = self.gateway.handlers.stream_features();
+        let registered = self.gateway.handlers.stream_features();
+        let features = features::after_auth(registered, self.gateway.config.stanza_bytes);
         self.transport.queue(features.as_bytes());
         for _ in 0..ATTEMPTS {
             self.flush().await?;

@@ -65,6 +65,10 @@ impl Session {
             self.on_stream_management(&element, now);
             return;
         }
+        if &*element.header.ns == ns::CSI {
+            self.on_client_state(&element);
+            return;
+        }
         self.gateway.metrics.inbound.inc();
         let gateway = Arc::clone(&self.gateway);
         let handle = Arc::clone(&self.handle);

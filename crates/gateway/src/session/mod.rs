@@ -6,6 +6,7 @@
 //! timers and futures exist only while something is due.
 
 pub(crate) mod bind;
+pub(crate) mod client_state;
 pub(crate) mod deliver;
 mod end;
 pub(crate) mod identity;
@@ -32,6 +33,7 @@ use tokio::time::{Instant, Sleep};
 use crate::presence::{Owed, Own, Why};
 use crate::service::Gateway;
 use crate::transport::Transport;
+use client_state::ClientState;
 use inbox::{CutOff, Event};
 use outgoing::{Outgoing, Source};
 use shaping::{Rate, Shaping};
@@ -70,6 +72,7 @@ pub(crate) struct Session {
     transport: Transport,
     window: Window,
     outgoing: Outgoing,
+    client_state: ClientState,
     management: Option<Box<StreamManagement>>,
     /// Stanzas read since `<enable/>`, or since the bind before it.
     count: u64,
@@ -124,6 +127,7 @@ impl Session {
             transport,
             window: Window::default(),
             outgoing: Outgoing::default(),
+            client_state: ClientState::default(),
             management: None,
             count: 0,
             paused_until: None,

@@ -1,4 +1,5 @@
-//! XEP-0198 on a bound stream: `<enable/>`, `<r/>`, `<a/>`, `<resume/>`.
+//! Elements that are no stanzas on a bound stream: XEP-0198 `<enable/>`, `<r/>`, `<a/>`, `<resume/>`, and
+//! XEP-0352 `<active/>`, `<inactive/>`.
 
 use std::time::Duration;
 
@@ -25,6 +26,17 @@ impl Session {
             "a" if self.management.is_some() => self.acknowledged(element),
             // §5: only before a resource is bound.
             "resume" | "r" | "a" => self.transport.queue(UNEXPECTED.as_bytes()),
+            _ => self.fail(StreamCondition::UnsupportedStanzaType),
+        }
+    }
+
+    pub(super) fn on_client_state(&mut self, element: &Element) {
+        match &*element.header.name {
+            "inactive" => self.client_state.set(true),
+            "active" => {
+                self.client_state.set(false);
+                self.hand_on_held();
+            }
             _ => self.fail(StreamCondition::UnsupportedStanzaType),
         }
     }

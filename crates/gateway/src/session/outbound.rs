@@ -41,7 +41,16 @@ impl Session {
         if let (Some(position), true) = (&mut self.position, entry != 0) {
             *position = entry.max(*position);
         }
-        self.outgoing.push(source);
+        if let Some(source) = self.client_state.hold(source) {
+            self.hand_on_held();
+            self.outgoing.push(source);
+        }
+    }
+
+    pub(super) fn hand_on_held(&mut self) {
+        for held in self.client_state.release() {
+            self.outgoing.push(held);
+        }
     }
 
     fn has_out(&self, entry: u64) -> bool {
