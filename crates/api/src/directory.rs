@@ -19,6 +19,8 @@ service! {
         report_attempt(ReportAttemptRequest) -> ReportAttemptResponse, "directory.report_attempt", false;
         /// Changes one account.
         change_account(ChangeAccountRequest) -> ChangeAccountResponse, "directory.change_account", false;
+        /// A person's own change of password.
+        change_password(ChangePasswordRequest) -> ChangePasswordResponse, "directory.change_password", false;
         /// Adds many accounts.
         import_accounts(ImportAccountsRequest) -> ImportAccountsResponse, "directory.import_accounts", false;
         /// Accounts of a domain, a page at a time.

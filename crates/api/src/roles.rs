@@ -104,6 +104,7 @@ pub const ALLOWED: &[(&str, &[Role])] = &[
     ("directory.verify_password", &[Gateway]),
     ("directory.report_attempt", &[Gateway]),
     ("directory.change_account", &[Admin]),
+    ("directory.change_password", &[Gateway]),
     ("directory.import_accounts", &[Admin]),
     ("directory.list_accounts", &[Admin]),
     ("directory.change_group", &[Admin]),

@@ -1,11 +1,13 @@
-//! Changes of one account: add, password, disable, enable, delete. It owns their order: what is
+//! Changes of one account: add, password, disable, enable, delete; and a person's own change of the
+//! password. It owns their order: what is
 //! refused is refused before anything is recorded, what is recorded is recorded before it takes
 //! effect, and the answer waits for the followers. Disabling alone takes effect first.
 
 use serde_json::json;
 
 use chancery_api::directory::{
-    AccountAct, ChangeAccountRequest, ChangeAccountResponse, NewCredentials,
+    AccountAct, ChangeAccountRequest, ChangeAccountResponse, ChangePasswordRequest,
+    ChangePasswordResponse, NewCredentials,
 };
 use chancery_api::{ApiError, Code};
 
@@ -31,7 +33,7 @@ pub async fn change(
     let applied = match act {
         AccountAct::Unspecified => return Err(ApiError::invalid("act is missing")),
         AccountAct::Add => add(inner, name, request.credentials, who).await?,
-        AccountAct::Password => password(inner, name, request.credentials, who).await?,
+        AccountAct::Password => password(inner, name, request.credentials, who, "").await?,
         AccountAct::Disable => disable(inner, name, who).await?,
         AccountAct::Enable => enable(inner, name, who).await?,
         AccountAct::Delete => delete(inner, name, who).await?,
@@ -44,6 +46,29 @@ pub async fn change(
         version: applied.version,
         unconfirmed,
     })
+}
+
+/// A person's own change: that session goes on with the new credentials.
+pub async fn change_password(
+    inner: &Inner,
+    request: ChangePasswordRequest,
+) -> Result<ChangePasswordResponse, ApiError> {
+    let session = request.session;
+    let (account, _) = session
+        .split_once('/')
+        .ok_or_else(|| ApiError::invalid("session is not a full jid"))?;
+    let name = inner.domains.account(account)?;
+    let new = NewCredentials {
+        password: request.password,
+        ..NewCredentials::default()
+    };
+    let applied = password(inner, name, Some(new), actor(&session)?, &session).await?;
+    // Who has not confirmed ends the sessions once it has heard.
+    inner
+        .followers
+        .confirmed(applied.version, CONFIRM_LIMIT)
+        .await;
+    Ok(ChangePasswordResponse {})
 }
 
 async fn add(
@@ -63,7 +88,7 @@ async fn add(
     }
     let seen = Some(old.map_or(0, |old| old.version));
     let act = account_act("account.add", &name, who);
-    recorded(inner, act, Change::Add { name, keys, seen }).await
+    recorded(inner, act, Change::Add { name, keys, seen }, "").await
 }
 
 async fn password(
@@ -71,6 +96,7 @@ async fn password(
     name: Name,
     credentials: Option<NewCredentials>,
     who: String,
+    session: &str,
 ) -> Result<Applied, ApiError> {
     let given = scram::check(credentials).map_err(ApiError::invalid)?;
     let account = live(inner, &name).await?;
@@ -84,6 +110,7 @@ async fn password(
             keys,
             seen: account.version,
         },
+        session,
     )
     .await
 }
@@ -92,7 +119,9 @@ async fn password(
 /// records it as soon as the log can be reached.
 async fn disable(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiError> {
     let act = account_act("account.disable", &name, who);
-    let applied = inner.commit(vec![Change::Disable { name, act }]).await?;
+    let applied = inner
+        .commit(vec![Change::Disable { name, act }], "")
+        .await?;
     inner.acts.look();
     first_refusal(applied)
 }
@@ -113,6 +142,7 @@ async fn enable(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiEr
             name,
             seen: account.version,
         },
+        "",
     )
     .await
 }
@@ -135,7 +165,7 @@ async fn delete(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiEr
         name: name.clone(),
         seen: account.version,
     };
-    let applied = recorded(inner, act, change).await?;
+    let applied = recorded(inner, act, change, "").await?;
     if let Err(error) = inner.acts.finish_drop(&name).await {
         inner.acts.look();
         return Err(ApiError::new(
@@ -149,11 +179,19 @@ async fn delete(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiEr
     Ok(applied)
 }
 
-/// Records the act, then makes the change.
-pub async fn recorded(inner: &Inner, act: Act, change: Change) -> Result<Applied, ApiError> {
+/// Records the act, then makes the change; it ends the sessions that it concerns but `session`.
+pub async fn recorded(
+    inner: &Inner,
+    act: Act,
+    change: Change,
+    session: &str,
+) -> Result<Applied, ApiError> {
     inner.acts.record(act.clone()).await?;
     let outcome = match inner.failpoints.hit(RECORDED).await {
-        Ok(()) => inner.commit(vec![change]).await.and_then(first_refusal),
+        Ok(()) => inner
+            .commit(vec![change], session)
+            .await
+            .and_then(first_refusal),
         Err(_) => Err(ApiError::unavailable("failpoint")),
     };
     if let Err(error) = &outcome {

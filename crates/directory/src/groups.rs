@@ -66,7 +66,7 @@ pub async fn change(
         act: what.to_owned(),
         detail,
     };
-    let applied = recorded(inner, act, change).await?;
+    let applied = recorded(inner, act, change, "").await?;
     let unconfirmed = inner
         .followers
         .confirmed(applied.version, CONFIRM_LIMIT)

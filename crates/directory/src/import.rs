@@ -56,7 +56,7 @@ pub async fn import(
             seen: None,
         })
         .collect();
-    let applied = match inner.commit(changes).await {
+    let applied = match inner.commit(changes, "").await {
         Ok(applied) => applied,
         Err(error) => {
             for act in acts {

@@ -10,11 +10,12 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 
 use chancery_api::archive::Archive;
 use chancery_api::directory::{
-    AccountAct, ChangeAccountRequest, ChangeAccountResponse, ChangeGroupRequest,
-    ChangeGroupResponse, CredentialsRequest, CredentialsResponse, Directory, DomainsRequest,
-    DomainsResponse, ImportAccountsRequest, ImportAccountsResponse, ListAccountsRequest,
-    ListAccountsResponse, ListGroupsRequest, ListGroupsResponse, ReportAttemptRequest,
-    ReportAttemptResponse, VerifyPasswordRequest, VerifyPasswordResponse, WatchDown, WatchUp,
+    AccountAct, AccountFact, ChangeAccountRequest, ChangeAccountResponse, ChangeGroupRequest,
+    ChangeGroupResponse, ChangePasswordRequest, ChangePasswordResponse, CredentialsRequest,
+    CredentialsResponse, Directory, DomainsRequest, DomainsResponse, ImportAccountsRequest,
+    ImportAccountsResponse, ListAccountsRequest, ListAccountsResponse, ListGroupsRequest,
+    ListGroupsResponse, ReportAttemptRequest, ReportAttemptResponse, VerifyPasswordRequest,
+    VerifyPasswordResponse, WatchDown, WatchUp,
 };
 use chancery_api::{ApiError, Cx, Followers, Link};
 use chancery_runtime::metrics::Counters;
@@ -183,8 +184,9 @@ impl DirectoryService {
 }
 
 impl Inner {
-    /// Commits changes as one version and tells the followers.
-    pub async fn commit(&self, changes: Vec<Change>) -> Result<Applied, ApiError> {
+    /// Commits changes as one version and tells the followers; `session` is the full JID of the one
+    /// that made them, empty when none did.
+    pub async fn commit(&self, changes: Vec<Change>, session: &str) -> Result<Applied, ApiError> {
         let _order = self.commits.lock().await;
         let applied = self
             .store
@@ -192,9 +194,13 @@ impl Inner {
             .await
             .map_err(|error| store_error(&error))?;
         if applied.changed() {
+            let fact = |account: &Account| AccountFact {
+                changed_by: session.to_owned(),
+                ..account.fact()
+            };
             self.watch.publish(&WatchUp {
                 version: applied.version,
-                accounts: applied.accounts.iter().map(Account::fact).collect(),
+                accounts: applied.accounts.iter().map(fact).collect(),
                 groups: applied.groups.iter().map(Group::fact).collect(),
                 complete: true,
                 ..WatchUp::default()
@@ -261,6 +267,17 @@ impl Directory for DirectoryService {
         let counted = request.act() != AccountAct::Disable;
         self.detached(counted, |inner| async move {
             accounts::change(&inner, request).await
+        })
+        .await
+    }
+
+    async fn change_password(
+        &self,
+        _: &Cx,
+        request: ChangePasswordRequest,
+    ) -> Result<ChangePasswordResponse, ApiError> {
+        self.detached(true, |inner| async move {
+            accounts::change_password(&inner, request).await
         })
         .await
     }

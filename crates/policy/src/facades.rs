@@ -49,6 +49,7 @@ facade! {
         verify_password: dir::VerifyPasswordRequest => dir::VerifyPasswordResponse,
         report_attempt: dir::ReportAttemptRequest => dir::ReportAttemptResponse,
         change_account: dir::ChangeAccountRequest => dir::ChangeAccountResponse,
+        change_password: dir::ChangePasswordRequest => dir::ChangePasswordResponse,
         import_accounts: dir::ImportAccountsRequest => dir::ImportAccountsResponse,
         list_accounts: dir::ListAccountsRequest => dir::ListAccountsResponse,
         change_group: dir::ChangeGroupRequest => dir::ChangeGroupResponse,

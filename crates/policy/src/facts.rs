@@ -116,6 +116,7 @@ pub(crate) mod tests {
             state: state.into(),
             credential_version: 1,
             generation: 1,
+            ..AccountFact::default()
         }
     }
 

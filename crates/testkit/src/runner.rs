@@ -403,7 +403,7 @@ impl Play<'_> {
         let text = substitute(text, &self.captures);
         let found = crate::checker::read(&file)?
             .iter()
-            .filter(|record| record.payload.contains(&text))
+            .filter(|record| record.payload.contains(&text) || record.detail.contains(&text))
             .count();
         if found != count {
             bail!("{found} records contain {text:?}, not {count}");

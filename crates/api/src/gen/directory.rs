@@ -122,6 +122,16 @@ pub struct ChangeAccountResponse {
     #[prost(string, repeated, tag = "2")]
     pub unconfirmed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangePasswordRequest {
+    /// Full JID of the session.
+    #[prost(string, tag = "1")]
+    pub session: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub password: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangePasswordResponse {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImportAccount {
     #[prost(string, tag = "1")]
@@ -210,6 +220,9 @@ pub struct AccountFact {
     /// Distinguishes an account from a later one of the same name.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
+    /// Full JID of the session that made these credentials, as it changes them; it goes on.
+    #[prost(string, tag = "5")]
+    pub changed_by: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupFact {
@@ -637,6 +650,33 @@ pub mod directory_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// A person's own change, from a session, which goes on; all others of the account end.
+        pub async fn change_password(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChangePasswordRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangePasswordResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.directory.v1.Directory/ChangePassword",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("chancery.directory.v1.Directory", "ChangePassword"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Adds many accounts in one transaction (at most 500).
         pub async fn import_accounts(
             &mut self,
@@ -818,6 +858,14 @@ pub mod directory_server {
             request: tonic::Request<super::ChangeAccountRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ChangeAccountResponse>,
+            tonic::Status,
+        >;
+        /// A person's own change, from a session, which goes on; all others of the account end.
+        async fn change_password(
+            &self,
+            request: tonic::Request<super::ChangePasswordRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangePasswordResponse>,
             tonic::Status,
         >;
         /// Adds many accounts in one transaction (at most 500).
@@ -1145,6 +1193,51 @@ pub mod directory_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ChangeAccountSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.directory.v1.Directory/ChangePassword" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChangePasswordSvc<T: Directory>(pub Arc<T>);
+                    impl<
+                        T: Directory,
+                    > tonic::server::UnaryService<super::ChangePasswordRequest>
+                    for ChangePasswordSvc<T> {
+                        type Response = super::ChangePasswordResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChangePasswordRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Directory>::change_password(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChangePasswordSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

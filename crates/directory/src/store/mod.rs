@@ -61,6 +61,7 @@ impl Account {
             state: state.into(),
             credential_version: self.credential_version,
             generation: self.generation,
+            changed_by: String::new(),
         }
     }
 }

@@ -91,7 +91,7 @@ async fn a_follower_that_takes_nothing_is_let_go() {
                 seen: version,
             }
         };
-        store.inner().commit(vec![change]).await.unwrap();
+        store.inner().commit(vec![change], "").await.unwrap();
     }
     tokio::time::timeout(Duration::from_secs(20), async {
         while link.recv().await.is_some() {}

@@ -10,6 +10,7 @@ pub(crate) mod client_state;
 pub(crate) mod disco;
 pub(crate) mod offline;
 pub(crate) mod ping;
+pub(crate) mod register;
 pub(crate) mod roster;
 pub(crate) mod session;
 pub(crate) mod stanza_id;
@@ -194,6 +195,7 @@ const FEATURES: &[Feature] = &[
     (carbons::manifest, carbons::register),
     (offline::manifest, offline::register),
     (stanza_id::manifest, stanza_id::register),
+    (register::manifest, register::register),
 ];
 
 /// What was registered, ready for use.
@@ -364,6 +366,8 @@ mod tests {
         let expected = [
             "Account Any {urn:ietf:params:xml:ns:xmpp-bind}bind",
             "Account Any {jabber:iq:roster}query",
+            "Account Any {jabber:iq:register}query",
+            "Server Any {jabber:iq:register}query",
             "Account Get {http://jabber.org/protocol/disco#info}query",
             "Account Get {http://jabber.org/protocol/disco#items}query",
             "Account Get {urn:xmpp:ping}ping",

@@ -132,6 +132,14 @@ impl Directory for FakeDirectory {
         Err(ApiError::denied("not in this test"))
     }
 
+    async fn change_password(
+        &self,
+        _: &Cx,
+        _: ChangePasswordRequest,
+    ) -> Result<ChangePasswordResponse, ApiError> {
+        Err(ApiError::denied("not in this test"))
+    }
+
     async fn import_accounts(
         &self,
         _: &Cx,

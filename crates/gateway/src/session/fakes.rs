@@ -491,6 +491,13 @@ impl Directory for FakeDirectory {
     ) -> Reply<ChangeAccountResponse> {
         no()
     }
+    async fn change_password(
+        &self,
+        _: &Cx,
+        _: ChangePasswordRequest,
+    ) -> Reply<ChangePasswordResponse> {
+        no()
+    }
     async fn import_accounts(
         &self,
         _: &Cx,

@@ -197,6 +197,7 @@ async fn a_cut_off_account_is_out_at_once() {
         state: state.into(),
         credential_version,
         generation: 1,
+        ..AccountFact::default()
     };
     server
         .directory

@@ -12,6 +12,7 @@ use chancery_api::directory::AccountFact;
 use chancery_api::roster::SubscriptionsResponse;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::deliver::Reader;
 use super::inbox::CutOff;
@@ -35,8 +36,8 @@ pub(crate) struct Identity {
     pub(crate) sm_id: [u8; 16],
     /// Key of what is recorded before: the client's counts begin with `<enable/>` (XEP-0198 §4).
     pub(crate) early_id: [u8; 16],
-    /// Version of the credentials that opened it.
-    pub(crate) credential_version: u64,
+    /// Version of the credentials that opened it, or that it has made since.
+    pub(crate) credential_version: AtomicU64,
     /// Generation of the account as first heard; 0 = not yet heard.
     generation: AtomicU64,
     /// What the shard knows, or is being told.
@@ -50,6 +51,8 @@ pub(crate) struct Followed {
     pub(crate) priority: i8,
     pub(crate) carbons: bool,
     pub(crate) interested: bool,
+    /// When it may change the password again.
+    pub(crate) password_after: Option<Instant>,
     /// Whom it has sent directed presence to.
     pub(crate) directed: BTreeSet<Box<str>>,
     /// Has asked for the presence of those it hears since it became available.
@@ -89,7 +92,7 @@ impl Identity {
             domain: full.domain().as_str().into(),
             sm_id,
             early_id,
-            credential_version,
+            credential_version: AtomicU64::new(credential_version),
             generation: AtomicU64::new(0),
             followed: Mutex::new(Followed::default()),
         }
@@ -113,7 +116,11 @@ impl Identity {
         if known != 0 && known != fact.generation {
             return Some(CutOff::Deleted);
         }
-        cut_off(fact, self.credential_version)
+        if *fact.changed_by == *self.full {
+            self.credential_version
+                .fetch_max(fact.credential_version, Ordering::Relaxed);
+        }
+        cut_off(fact, self.credential_version.load(Ordering::Relaxed))
     }
 }
 

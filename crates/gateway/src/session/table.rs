@@ -82,7 +82,7 @@ impl Sessions {
             .lock()
             .facts
             .get(&*identity.account)
-            .and_then(|fact| cut_off(fact, identity.credential_version));
+            .and_then(|fact| identity.cut_off(fact));
         if let Some(why) = why {
             self.leave(identity);
             return Err(Refused::CutOff(why));
@@ -214,7 +214,7 @@ mod tests {
     fn handle(sessions: &Sessions, account: &str) -> Arc<Handle> {
         let mut identity = Identity::example(account, "r");
         identity.number = sessions.next_number();
-        identity.credential_version = 5;
+        identity.credential_version = 5.into();
         Arc::new(Handle {
             identity: Arc::new(identity),
             inbox: Inbox::default(),
@@ -232,6 +232,7 @@ mod tests {
             state: state.into(),
             credential_version,
             generation,
+            changed_by: String::new(),
         }
     }
 
