@@ -32,6 +32,45 @@ async fn the_cut_off_reaches_a_follower_before_the_answer() {
     follower.await.unwrap();
 }
 
+#[tokio::test]
+async fn a_change_of_ones_own_password_names_the_session() {
+    let house = house().await;
+    house.add("alice@a.test").await;
+    let mut link = house.follow("gw1").await;
+    let before = next(&mut link).await;
+    let change = |session: &str, password: &str| {
+        let request = ChangePasswordRequest {
+            session: session.into(),
+            password: password.into(),
+        };
+        let directory = house.directory.clone();
+        async move { directory.change_password(&Cx::local(), request).await }
+    };
+    for (session, password) in [
+        ("alice@a.test", "new"),
+        ("alice@a.test/desk", ""),
+        ("nobody@a.test/desk", "new"),
+        ("alice@elsewhere.test/desk", "new"),
+    ] {
+        assert!(change(session, password).await.is_err(), "{session}");
+    }
+    let done = house.tasks.spawn("change", {
+        let change = change("alice@a.test/desk", "new");
+        async move { change.await.map(drop).unwrap() }
+    });
+    let told = next(&mut link).await;
+    assert_eq!(told.accounts[0].changed_by, "alice@a.test/desk");
+    assert!(told.accounts[0].credential_version > before.accounts[0].credential_version);
+    confirm(&link, told.version).await;
+    done.await.unwrap();
+    let acts = house.log.acts.lock();
+    let act = acts.last().unwrap();
+    assert_eq!(
+        (act.act.as_str(), act.actor.as_str()),
+        ("account.password", "alice@a.test/desk")
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_follower_is_named_and_life_is_shown() {
     let house = house().await;

@@ -37,7 +37,7 @@ pub(crate) struct Identity {
     /// Key of what is recorded before: the client's counts begin with `<enable/>` (XEP-0198 §4).
     pub(crate) early_id: [u8; 16],
     /// Version of the credentials that opened it, or that it has made since.
-    pub(crate) credential_version: AtomicU64,
+    pub(super) credential_version: AtomicU64,
     /// Generation of the account as first heard; 0 = not yet heard.
     generation: AtomicU64,
     /// What the shard knows, or is being told.
@@ -120,7 +120,12 @@ impl Identity {
             self.credential_version
                 .fetch_max(fact.credential_version, Ordering::Relaxed);
         }
-        cut_off(fact, self.credential_version.load(Ordering::Relaxed))
+        cut_off(fact, self.credentials())
+    }
+
+    /// Version of its credentials.
+    pub(crate) fn credentials(&self) -> u64 {
+        self.credential_version.load(Ordering::Relaxed)
     }
 }
 

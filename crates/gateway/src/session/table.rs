@@ -82,7 +82,7 @@ impl Sessions {
             .lock()
             .facts
             .get(&*identity.account)
-            .and_then(|fact| identity.cut_off(fact));
+            .and_then(|fact| cut_off(fact, identity.credentials()));
         if let Some(why) = why {
             self.leave(identity);
             return Err(Refused::CutOff(why));
@@ -269,6 +269,31 @@ mod tests {
             bob.inbox.pop_urgent(),
             Some(Event::CutOff(CutOff::Deleted))
         ));
+    }
+
+    #[test]
+    fn the_session_that_changes_its_password_goes_on() {
+        let sessions = Sessions::default();
+        let (alice, other) = (
+            handle(&sessions, "alice@a.test"),
+            handle(&sessions, "alice@a.test"),
+        );
+        sessions.enter(&alice).unwrap();
+        let changed = AccountFact {
+            changed_by: alice.identity.full.to_string(),
+            ..fact("alice@a.test", AccountState::Active, 6, 1)
+        };
+        assert_eq!(sessions.apply(&changed), 0);
+        // A login under way with the old one, to the same resource.
+        assert!(sessions.enter(&other).is_err());
+        // Heard again, as after a loss of the directory, without who it was.
+        let again = fact("alice@a.test", AccountState::Active, 6, 1);
+        assert_eq!(sessions.apply(&again), 0);
+        let disabled = AccountFact {
+            state: AccountState::Disabled.into(),
+            ..changed
+        };
+        assert_eq!(sessions.apply(&disabled), 1);
     }
 
     #[test]
