@@ -36,7 +36,7 @@ fn plain_auth(user: &str) -> String {
 #[test]
 fn c1_injected_bytes_are_not_believed() {
     play(Shape::One, &["mallory"], async |server| {
-        for injected in [plain_auth("mallory"), header(DOMAIN), " ".into()] {
+        for injected in [plain_auth("mallory"), header(DOMAIN), " <".into()] {
             let mut wire = Wire::plain(server.c2s[0]).await?;
             wire.open(DOMAIN).await?;
             wire.element().await?;
@@ -55,6 +55,30 @@ fn c1_injected_bytes_are_not_believed() {
             let features = wire.element().await?;
             let text = String::from_utf8_lossy(&features.bytes).into_owned();
             ensure!(text.contains("<mechanism>"), "{injected}: {text}");
+        }
+        Ok(())
+    });
+}
+
+/// Clients that end the line after `<starttls/>` and after `<auth/>` are let in.
+#[test]
+fn whitespace_before_a_restart_is_harmless() {
+    play(Shape::One, &["alice"], async |server| {
+        for end in ["\n", " \r\n\t"] {
+            let mut wire = Wire::plain(server.c2s[0]).await?;
+            wire.open(DOMAIN).await?;
+            wire.element().await?;
+            wire.send(format!("{STARTTLS}{end}")).await?;
+            ensure!(&*wire.element().await?.header.name == "proceed");
+            let mut wire = wire.upgrade(DOMAIN, server.trust(0)?).await?;
+            wire.open(DOMAIN).await?;
+            let text = String::from_utf8_lossy(&wire.element().await?.bytes).into_owned();
+            ensure!(text.contains("<mechanism>"), "{end:?}: {text}");
+            wire.send(format!("{}{end}", plain_auth("alice"))).await?;
+            ensure!(&*wire.element().await?.header.name == "success");
+            wire.open(DOMAIN).await?;
+            let text = String::from_utf8_lossy(&wire.element().await?.bytes).into_owned();
+            ensure!(text.contains("<bind "), "{end:?}: {text}");
         }
         Ok(())
     });

@@ -124,6 +124,7 @@ impl<S: LogStore + Send + 'static> Actor<S> {
                         {
                             commands.push(command);
                         }
+                        self.set_now();
                     }
                     for command in commands.drain(..) {
                         self.command(command);
@@ -283,7 +284,7 @@ impl<S: LogStore + Send + 'static> Actor<S> {
             Ok(_) => {}
             Err(group) => {
                 if self.commits.tell(Job::Group(group)).is_err() {
-                    tracing::error!("the commit thread is gone");
+                    tracing::error!("the commit thread takes no group");
                     self.shard.committed(Err(NotCommitted));
                 }
             }
@@ -376,6 +377,7 @@ impl<S: LogStore + Send + 'static> Actor<S> {
         let close_by = self.clock.monotonic() + CLOSE_LIMIT;
         loop {
             self.set_now();
+            self.step();
             self.shard.save_open_sets();
             self.step();
             if self.saving == 0 && self.shard.is_quiet() {

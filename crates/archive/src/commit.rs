@@ -34,7 +34,9 @@ const MAKE_RECORDS: usize = 1_024;
 const MAKE_INTERVAL: Duration = Duration::from_secs(1);
 /// No group is written while more records than this, with its own, would lack their entries.
 pub(crate) const PENDING_RECORDS: usize = 8 * GROUP_ITEMS;
-/// A group is committed on the sequencer's own thread while commits take less than this.
+/// A group of so few records is committed on the sequencer's own thread...
+const IN_PLACE_RECORDS: usize = 32;
+/// ...while commits take less than this.
 const QUICK: Duration = Duration::from_micros(150);
 /// So much of the average is what it was before the last commit.
 const PACE_WEIGHT: u32 = 16;
@@ -55,7 +57,7 @@ pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
 pub(crate) enum Job {
     Group(Group),
     Save(Vec<MailboxSave>),
-    /// Writes nothing more; the thread ends.
+    /// Makes what is left to make; the thread ends.
     End,
 }
 
@@ -125,11 +127,12 @@ impl<S: LogStore + Send + 'static> Commits<S> {
     }
 
     /// Commits a group here and now, where that takes less than waking the thread and being woken:
-    /// not while the thread works or has something to make, nor on a disk that lets one wait.
-    /// Gives the group back otherwise. With failpoints none is committed here: they may block.
+    /// not while the thread works or has something to make, nor a large group, nor on a disk that
+    /// lets one wait. Gives the group back otherwise. With failpoints none is committed here: they
+    /// may block. It may overtake a [`Job::Save`] that waits; see [`LogStore::save`].
     pub(crate) fn in_place(&self, group: Group) -> Result<Option<Done>, Group> {
         match self.committer.try_lock() {
-            Some(mut committer) if committer.may_be_called() => {
+            Some(mut committer) if committer.may_commit_in_place(&group) => {
                 Ok(committer.work(Job::Group(group)))
             }
             _ => Err(group),
@@ -219,6 +222,9 @@ impl<S: LogStore + Send + 'static> Committer<S> {
 
     /// Does a job; `None` ends the thread.
     fn work(&mut self, job: Job) -> Option<Done> {
+        if self.ended {
+            return None;
+        }
         let result = match job {
             Job::Group(group) => self.commit(group).map(Done::Group),
             Job::Save(saves) => self.save(&saves),
@@ -237,8 +243,12 @@ impl<S: LogStore + Send + 'static> Committer<S> {
         (self.fatal)(reason);
     }
 
-    fn may_be_called(&self) -> bool {
-        !self.ended && self.pace.is_quick() && !self.is_due() && !self.failpoints.is_armed()
+    fn may_commit_in_place(&self, group: &Group) -> bool {
+        !self.ended
+            && group.records.len() <= IN_PLACE_RECORDS
+            && self.pace.is_quick()
+            && !self.is_due()
+            && !self.failpoints.is_armed()
     }
 
     fn until_due(&self) -> Duration {

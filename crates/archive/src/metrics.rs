@@ -11,7 +11,7 @@ pub(crate) struct Figures {
     pub(crate) records: u64,
     pub(crate) ephemerals: u64,
     pub(crate) delivered: u64,
-    /// Sizes of the groups that were handed to the commit thread.
+    /// Sizes of the groups.
     pub(crate) groups: Vec<usize>,
     /// Open entries of the mailboxes in memory, as of the last sweep.
     pub(crate) open_entries: u64,

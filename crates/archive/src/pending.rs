@@ -1,5 +1,5 @@
 //! Entries whose records are durable and which have no rows yet. Owns the memory of them, shared
-//! by the commit thread, which adds and makes them, and by the readers, who must not miss any.
+//! by the committer, which adds and makes them, and by the readers, who must not miss any.
 //! Refuses to decide when they are made: `commit.rs` does, and bounds them.
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ impl PendingEntries {
         &self,
         make: impl FnOnce(&mut dyn Iterator<Item = (i64, u64, Entry)>) -> Result<(), E>,
     ) -> Result<(), E> {
-        // Only the commit thread writes: between the two locks nothing is added.
+        // Only the committer writes, behind a lock of its own: between these two nothing is added.
         {
             let entries = self.0.read();
             let mut all = entries.iter().map(|((m, n), entry)| (*m, *n, *entry));

@@ -1,6 +1,6 @@
 //! The sequencer of one shard, as a state machine without I/O: items, streams and results of the
 //! disk come in as calls, and go out as [`Effect`]s and as what waits on each stream. Owns the one
-//! order in which records are written, delivered and answered. Never blocks, reads no clock.
+//! order in which records are written, delivered and answered. Does no I/O, reads no clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;

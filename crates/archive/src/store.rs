@@ -97,7 +97,8 @@ pub(crate) trait LogStore {
         number: u64,
         hash: Hash,
     ) -> Result<(), StoreError>;
-    /// Writes open sets.
+    /// Writes open sets. One may be older than a group that was written since: it does not lower the
+    /// floor that this has raised, below which nothing is opened again.
     fn save(&mut self, saves: &[MailboxSave]) -> Result<(), StoreError>;
 }
 

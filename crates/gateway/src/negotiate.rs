@@ -204,6 +204,7 @@ impl Negotiation<'_> {
                 transport.queue(answer.as_bytes());
                 transport.flush().await?;
             }
+            // Clients end lines; whatever else came in clear text is not to be believed.
             if transport.has_unread() {
                 return Err(Failed::Gone("starttls-injection"));
             }

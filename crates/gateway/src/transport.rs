@@ -99,11 +99,12 @@ impl Transport {
         matches!(self.io, Io::Tls(_))
     }
 
-    /// Gives back the socket for the TLS handshake. Only when nothing came in behind the last
+    /// Gives back the socket for the TLS handshake. Only when nothing but whitespace came in behind the last
     /// frame: such bytes were written by whoever sits on the clear text.
-    pub(crate) fn into_socket(mut self) -> Option<(TcpStream, Admitted)> {
+    pub(crate) fn into_socket(self) -> Option<(TcpStream, Admitted)> {
+        let clean = !self.has_unread();
         match self.io {
-            Io::Plain(socket) if self.framer.discard() == 0 => Some((socket, self.admitted)),
+            Io::Plain(socket) if clean => Some((socket, self.admitted)),
             _ => None,
         }
     }
@@ -124,9 +125,10 @@ impl Transport {
         self.header_sent = false;
     }
 
-    /// Whether more came in behind the last frame.
+    /// Whether more than whitespace came in behind the last frame.
     pub(crate) fn has_unread(&self) -> bool {
-        self.framer.buffered() > 0
+        let unread = self.framer.unread();
+        unread.iter().any(|byte| !b" \t\r\n".contains(byte))
     }
 
     /// What was wrong with the bytes, once something was.

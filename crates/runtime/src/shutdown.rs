@@ -21,11 +21,11 @@ const DROP_LIMIT: Duration = Duration::from_millis(500);
 pub enum Stage {
     /// Listeners: no new connection is accepted.
     Accept,
-    /// Readers: no new stanza is read, what was read is answered.
+    /// Readers that are no stream's own; a stream brings what it has read to its end itself.
     Read,
-    /// Streams: ended resumable, their queues flushed.
+    /// Streams: ended with `system-shutdown`, their queues flushed.
     Streams,
-    /// Rooms, publish-subscribe, console.
+    /// The last permit counters, the calls of other processes.
     Edge,
     /// Policy, presence, roster, directory, and the lanes to them.
     Services,

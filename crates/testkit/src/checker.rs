@@ -273,6 +273,19 @@ fn no_silent_loss(journal: &Journal, seen: &[Seen], problems: &mut Vec<String>) 
     }
 }
 
+/// Whether another session of the account had it before, and this one got it, late and saying so, when
+/// that one ended without acknowledging it: no order is asked of what is decided again.
+fn is_decided_again(delivery: &Seen, seen: &[Seen]) -> bool {
+    let bare = |reader: &str| reader.split('/').next().map(str::to_owned);
+    delivery.stanza.has_child("delay", "urn:xmpp:delay")
+        && seen.iter().any(|other| {
+            other.number == delivery.number
+                && other.reader != delivery.reader
+                && bare(other.reader) == bare(delivery.reader)
+                && other.time_ms <= delivery.time_ms
+        })
+}
+
 /// I5: per sender and reader the first deliveries stand in the order of records, and of sending.
 fn order(journal: &Journal, records: &[Record], seen: &[Seen], problems: &mut Vec<String>) {
     let mut last: HashMap<(&str, &str), u64> = HashMap::new();
@@ -283,10 +296,12 @@ fn order(journal: &Journal, records: &[Record], seen: &[Seen], problems: &mut Ve
         }
         let from = delivery.stanza.attr("from").unwrap_or_default();
         let before = last.entry((from, delivery.reader)).or_default();
-        if *before > delivery.number {
+        if *before > delivery.number && !is_decided_again(delivery, seen) {
             problems.push(format!(
-                "I5 {} read {} after {before}",
-                delivery.reader, delivery.number
+                "I5 {} read {} after {before}: {}",
+                delivery.reader,
+                delivery.number,
+                String::from(&delivery.stanza)
             ));
         }
         *before = delivery.number.max(*before);
@@ -424,6 +439,30 @@ mod tests {
             }],
             errors: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn what_is_decided_again_may_come_late_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, ring) = keys(&dir);
+        let mut two = journal(&ring, 2, "m2", "1");
+        let mut late = journal(&ring, 1, "m1", "1");
+        two.sent.insert(0, late.sent.remove(0));
+        two.delivered.push(late.delivered.remove(0));
+        let records = [record(1, "m1", "a@x/1"), record(2, "m2", "a@x/1")];
+        let wrong = |journal: &Journal| {
+            let checked = check(journal, &records, &path, "x");
+            checked.is_err_and(|error| format!("{error:#}").contains("I5"))
+        };
+        assert!(wrong(&two));
+        let delay = "<delay xmlns='urn:xmpp:delay' stamp='2026-01-01T00:00:00Z'/></message>";
+        let stanza = &mut two.delivered[1].stanza;
+        *stanza = stanza.replace("</message>", delay);
+        assert!(wrong(&two), "nobody else had it");
+        let mut other = two.delivered[1].clone();
+        other.reader = "b@x/2".into();
+        two.delivered.insert(0, other);
+        assert!(!wrong(&two));
     }
 
     #[test]

@@ -390,6 +390,25 @@ fn a_restart_keeps_what_was_pipelined_and_an_idle_framer_holds_nothing() {
 }
 
 #[test]
+fn a_line_that_ends_before_a_restart_is_no_part_of_the_new_stream() {
+    for end in ["", "\n", "\r\n\t"] {
+        let mut framer = Framer::new(Limits::before_auth());
+        framer.push([HDR, "<auth/>", end].concat().as_bytes());
+        assert!(matches!(framer.next(), Ok(Some(Frame::Open(_)))));
+        assert!(matches!(framer.next(), Ok(Some(Frame::Element(_)))));
+        framer.reset();
+        framer.push(b" \n");
+        assert_eq!(framer.next(), Ok(None));
+        framer.push(HDR.as_bytes());
+        assert!(matches!(framer.next(), Ok(Some(Frame::Open(_)))));
+    }
+    // Before the first stream it is what XML 1.0 §2.8 says it is.
+    let mut framer = Framer::new(Limits::before_auth());
+    framer.push(["\n", HDR].concat().as_bytes());
+    assert!(framer.next().is_err());
+}
+
+#[test]
 fn text_and_flags() {
     let element = one("<auth mechanism='X'>a&amp;<b> </b>c<![CDATA[<]]></auth>");
     assert_eq!(element.text(), "a&c<");

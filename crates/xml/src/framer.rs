@@ -35,6 +35,8 @@ pub struct Framer {
     stream: Option<Box<Stream>>,
     /// The opening tag closed itself; `Close` is due.
     closing: bool,
+    /// Whitespace is still the end of the stream before, whose last line the peer has ended.
+    after_restart: bool,
     failed: Option<FrameError>,
 }
 
@@ -55,6 +57,7 @@ impl Framer {
             at: 0,
             stream: None,
             closing: false,
+            after_restart: false,
             failed: None,
         }
     }
@@ -75,6 +78,16 @@ impl Framer {
             self.start = 0;
         }
         self.buf.extend_from_slice(bytes);
+        self.skip_end_of_line();
+    }
+
+    fn skip_end_of_line(&mut self) {
+        if self.after_restart {
+            let blank = |byte: &&u8| b" \t\r\n".contains(byte);
+            let count = self.buf.iter().take_while(blank).count();
+            self.buf.drain(..count);
+            self.after_restart = self.buf.is_empty();
+        }
     }
 
     /// The next complete frame, or `None` when more bytes are needed.
@@ -94,7 +107,7 @@ impl Framer {
     }
 
     /// Expects a new opening tag (RFC 6120 §4.3.3). Bytes pushed but not consumed belong to the
-    /// new stream; see [`Framer::discard`].
+    /// new stream, but for whitespace before it; see [`Framer::discard`].
     pub fn reset(&mut self) {
         self.buf.drain(..self.at);
         self.start = 0;
@@ -103,6 +116,8 @@ impl Framer {
         self.stream = None;
         self.closing = false;
         self.failed = None;
+        self.after_restart = true;
+        self.skip_end_of_line();
     }
 
     /// Forgets the bytes not consumed and says how many they were: what came in clear text
@@ -117,7 +132,12 @@ impl Framer {
 
     /// Bytes pushed and not yet given out.
     pub fn buffered(&self) -> usize {
-        self.buf.len() - self.start
+        self.unread().len()
+    }
+
+    /// The same, themselves.
+    pub fn unread(&self) -> &[u8] {
+        self.buf.get(self.start..).unwrap_or_default()
     }
 
     /// Memory held for bytes.

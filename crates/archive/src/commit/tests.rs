@@ -248,6 +248,8 @@ fn warm(thread: &mut Thread) -> u64 {
 fn a_group_is_committed_in_place_once_the_disk_has_been_quick() {
     let mut thread = start([]);
     let next = warm(&mut thread);
+    let many = IN_PLACE_RECORDS as u64 + 1;
+    assert!(thread.commits.in_place(of(stanzas(next, many))).is_err());
     assert!(thread.commits.in_place(of(stanzas(next, 1))).is_ok());
     // The thread makes what that has left.
     while thread.entries.len() > 0 {
@@ -279,9 +281,7 @@ fn an_error_in_place_ends_the_process_and_the_thread() {
     assert!(matches!(thread.commits.in_place(of(group(next))), Ok(None)));
     assert!(thread.ended.lock().is_some());
     assert!(thread.commits.in_place(of(group(next))).is_err());
-    assert!(
-        thread.done.blocking_recv().is_none(),
-        "no word of what is unknown"
-    );
+    let answer = thread.call(Job::Save(Vec::new()));
+    assert_eq!(answer, None, "nothing more is written, and no word of it");
     assert!(thread.close().is_some());
 }
