@@ -220,7 +220,7 @@ async fn attack_c1_bytes_behind_starttls() {
         "<auth xmlns='{}' mechanism='PLAIN'>AGFsaWNlAHBlbmNpbA==</auth>",
         ns::SASL
     );
-    for injected in [&auth, " ", "x", HEADER] {
+    for injected in [&auth, " x", "x", HEADER] {
         let mut client = server.plain().await;
         client.ask(HEADER, "</stream:features>").await;
         client.send(format!("{STARTTLS}{injected}")).await;
