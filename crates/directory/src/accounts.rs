@@ -1,7 +1,7 @@
-//! Changes of one account: add, password, disable, enable, delete; and a person's own change of the
-//! password. It owns their order: what is
-//! refused is refused before anything is recorded, what is recorded is recorded before it takes
-//! effect, and the answer waits for the followers. Disabling alone takes effect first.
+//! Changes of one account: add, password (an administrator's or the person's own), disable, enable,
+//! delete. It owns their order: what is refused is refused before anything is recorded, what is
+//! recorded is recorded before it takes effect, and the answer waits for the followers. Disabling
+//! alone takes effect first.
 
 use serde_json::json;
 

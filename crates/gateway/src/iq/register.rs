@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chancery_api::Code;
 use chancery_api::directory::ChangePasswordRequest;
-use chancery_api::{ApiError, Code};
 use chancery_xml::{Limits, escape_text, scan};
 use chancery_xmpp::{Condition, StanzaError, jid, ns};
 use futures_util::FutureExt;
@@ -45,7 +45,7 @@ async fn ask(request: Request) -> Answer {
     let wanted = wanted(&request)?;
     let named = jid::parse_bare(&format!("{}@{}", wanted.username, request.identity.domain));
     // §3.3: whoever is logged in changes his own, and nobody else's.
-    if named.is_ok_and(|named| *named.as_str() != *request.identity.account) {
+    if !named.is_ok_and(|named| *named.as_str() == *request.identity.account) {
         return Err(StanzaError::new(Condition::NotAllowed));
     }
     let now = request.gateway.clock.monotonic();
@@ -62,16 +62,14 @@ async fn ask(request: Request) -> Answer {
     };
     let (cx, _span) = request.cx("directory.change_password");
     let changed = request.gateway.directory.change_password(&cx, change).await;
-    changed
-        .map(|_| String::new())
-        .map_err(|error| refused(&error))
-}
-
-/// A password that may not be one is not acceptable; the rest is as everywhere.
-fn refused(error: &ApiError) -> StanzaError {
-    match error.code {
-        Code::Invalid => StanzaError::new(Condition::NotAcceptable),
-        _ => answer::api_error(error),
+    match changed {
+        Ok(_) => Ok(String::new()),
+        // What may not be a password has cost nothing: the next may come at once.
+        Err(error) if error.code == Code::Invalid => {
+            request.identity.followed.lock().password_after = None;
+            Err(StanzaError::new(Condition::NotAcceptable))
+        }
+        Err(error) => Err(answer::api_error(&error)),
     }
 }
 
