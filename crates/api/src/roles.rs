@@ -114,6 +114,8 @@ pub const ALLOWED: &[(&str, &[Role])] = &[
     ("roster.set", &[Gateway]),
     ("roster.put", &[Admin]),
     ("roster.subscriptions", &[Gateway, Presence]),
+    ("roster.handshake", &[Gateway]),
+    ("roster.requests", &[Gateway]),
     ("roster.clear", &[Admin]),
     ("presence.publish", &[Gateway]),
     ("presence.attach", &[Gateway]),

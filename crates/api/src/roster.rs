@@ -17,6 +17,10 @@ service! {
         put(PutRequest) -> PutResponse, "roster.put", true;
         /// Who hears whom.
         subscriptions(SubscriptionsRequest) -> SubscriptionsResponse, "roster.subscriptions", true;
+        /// A subscription stanza.
+        handshake(HandshakeRequest) -> HandshakeResponse, "roster.handshake", true;
+        /// Requests that wait for an answer.
+        requests(RequestsRequest) -> RequestsResponse, "roster.requests", true;
         /// Removes a whole roster.
         clear(ClearRequest) -> ClearResponse, "roster.clear", true;
     }

@@ -50,7 +50,7 @@ impl<T> Shard<T> {
     /// The targets of an item and what its sender hears.
     fn decide(&self, item: &Item) -> (Targets, Outcome) {
         if item.wire.interested_only {
-            // RFC 6121 §2.1.6: a push goes to every interested resource; nobody is no failure.
+            // RFC 6121 §2.1.6: a push is written to every interested resource; nobody is no failure.
             let targets = self.pushes(item.to_bare());
             return (targets, Outcome::Committed);
         }
@@ -74,9 +74,11 @@ impl<T> Shard<T> {
     }
 
     fn pushes(&self, bare: &str) -> Targets {
-        let interested = |key: &&FollowerKey| self.followers.get(key).is_some_and(|f| f.interested);
-        let keys = self.sessions(bare).iter().filter(interested);
-        keys.map(|key| (*key, Form::Push)).collect()
+        let form = |key: &FollowerKey| match self.followers.get(key)?.interested {
+            true => Some((*key, Form::Push)),
+            false => Some((*key, Form::Notice)),
+        };
+        self.sessions(bare).iter().filter_map(form).collect()
     }
 
     /// XEP-0280 §8: copies to the sender's other sessions, never to the sending one.

@@ -19,6 +19,7 @@ pub mod sasl;
 pub mod service;
 mod session;
 pub mod stream;
+mod subscription;
 pub mod tls;
 mod trace;
 pub mod transport;

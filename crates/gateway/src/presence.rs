@@ -24,6 +24,7 @@ use crate::pipeline::record::{Key, stamped};
 use crate::service::Gateway;
 use crate::session::identity::{Change, Identity};
 use crate::session::window::Handled;
+use crate::subscription;
 use crate::trace;
 
 /// The presence service answers by then.
@@ -60,6 +61,8 @@ pub(crate) enum Why {
     Changed,
     /// The policy changed.
     Refresh,
+    /// The roster changed.
+    Roster,
     /// The presence service lost its state.
     Resync,
 }
@@ -70,6 +73,7 @@ pub(crate) struct Owed {
     changed: bool,
     resync: bool,
     refresh: bool,
+    roster: bool,
 }
 
 impl Owed {
@@ -79,6 +83,7 @@ impl Owed {
             Why::Changed => self.changed = true,
             Why::Resync => self.resync = true,
             Why::Refresh => self.refresh = true,
+            Why::Roster => self.roster = true,
         }
     }
 
@@ -87,6 +92,7 @@ impl Owed {
         let all = [
             (Why::Resync, self.resync && !self.changed),
             (Why::Refresh, self.refresh && !self.changed),
+            (Why::Roster, self.roster && !self.refresh && !self.changed),
             (Why::Changed, self.changed),
         ];
         all.into_iter()
@@ -97,7 +103,7 @@ impl Owed {
 
 /// Something that is needed is out of reach.
 #[derive(Debug, Clone, Copy)]
-struct Away;
+pub(crate) struct Away;
 
 impl From<Undecided> for Away {
     fn from(_: Undecided) -> Self {
@@ -187,6 +193,7 @@ pub(crate) async fn publish(
         (Some(own), Why::Changed) => available(&gateway, &identity, own).await,
         (None, Why::Changed) => Ok(()),
         (own, Why::Refresh) => again(&gateway, &identity, own, Act::Refresh).await,
+        (own, Why::Roster) => roster_changed(&gateway, &identity, own).await,
         (own, Why::Resync) => again(&gateway, &identity, own, Act::Resync).await,
     };
     Handled {
@@ -239,6 +246,7 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
         ..said(gateway, identity, Act::Available)
     };
     send(gateway, item, own.trace).await?;
+    identity.followed.lock().shown = Some(Arc::clone(&subscriptions));
     if !identity.followed.lock().probed {
         // RFC 6121 §4.3: whom the user hears, and the own resources. What comes back is decided
         // before it is written.
@@ -253,9 +261,28 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
             own.trace,
         )
         .await?;
+        subscription::requests(gateway, identity).await?;
         identity.followed.lock().probed = true;
     }
     Ok(())
+}
+
+/// Whoever hears since then is shown it, whoever does not any more sees it go. A change of names
+/// alone asks nobody.
+async fn roster_changed(
+    gateway: &Gateway,
+    identity: &Identity,
+    own: Option<&Own>,
+) -> Result<(), Away> {
+    if !own.is_some_and(|own| own.available) {
+        return Ok(());
+    }
+    let subscriptions = subscriptions(gateway, identity, None).await?;
+    let shown = identity.followed.lock().shown.clone();
+    if shown.is_some_and(|shown| shown.from == subscriptions.from) {
+        return Ok(());
+    }
+    again(gateway, identity, own, Act::Refresh).await
 }
 
 /// The same presence again: for a newer policy, or for a service that lost its state.
@@ -268,10 +295,11 @@ async fn again(
     let own = own.filter(|own| own.available);
     let directed = identity.followed.lock().directed();
     let heard_by = match own {
-        Some(_) => subscriptions(gateway, identity, None).await?.from.clone(),
-        None => Vec::new(),
+        Some(_) => Some(subscriptions(gateway, identity, None).await?),
+        None => None,
     };
-    let others = heard_by.into_iter().chain(directed);
+    let contacts = heard_by.iter().flat_map(|heard_by| &heard_by.from).cloned();
+    let others = contacts.chain(directed);
     let (targets, verdict) = allowed(gateway, identity, others, None).await?;
     let item = PublishItem {
         payload: own.map(|own| own.payload.clone()).unwrap_or_default(),
@@ -280,7 +308,9 @@ async fn again(
         policy_version: verdict.policy_version,
         ..said(gateway, identity, act)
     };
-    send(gateway, item, None).await
+    send(gateway, item, None).await?;
+    identity.followed.lock().shown = heard_by;
+    Ok(())
 }
 
 /// `unavailable` to those who saw us needs no verdict; its text does, for the record.
@@ -417,7 +447,7 @@ async fn record(
     Ok(())
 }
 
-async fn append(
+pub(crate) async fn append(
     gateway: &Gateway,
     mut item: AppendItem,
     trace: Option<TraceContext>,

@@ -265,7 +265,10 @@ impl<S: PresenceStore> Registry<S> {
                 .len()
                 .saturating_sub(SHOWN_LIMIT + DIRECTED_LIMIT),
         );
-        let may = |jid: &str| allowed.contains(jid) || allowed.contains(bare(jid));
+        // The own account may always.
+        let own = bare(&item.from);
+        let may =
+            |jid: &str| allowed.contains(jid) || allowed.contains(bare(jid)) || bare(jid) == own;
         let mut hidden: Vec<Box<str>> = Vec::new();
         for saw in [&mut session.shown, &mut session.directed] {
             hidden.extend(saw.iter().filter(|jid| !may(jid)).cloned());
@@ -365,12 +368,18 @@ impl<S: PresenceStore> Registry<S> {
         }
     }
 
-    /// The session hears what every available session of the targets last said. Version 0: whether it
-    /// may is for the gateway to ask before it writes.
+    /// The session hears what every available session of the targets last said, if that was shown to
+    /// its account: the one probed knows who hears (RFC 6121 §4.3.2). Version 0: whether it may is for
+    /// the gateway to ask before it writes.
     fn probe(&self, key: &SessionKey, item: &PublishItem, effects: &mut Effects) {
         effects.refuse(item.targets.len().saturating_sub(SHOWN_LIMIT));
         for target in item.targets.iter().take(SHOWN_LIMIT) {
-            for other in self.addressed(target).filter(|other| other.key != *key) {
+            let asks = bare(&item.from);
+            let hears = |other: &&Session| {
+                let saw = |jid: &str| other.shown.contains(jid) || other.directed.contains(jid);
+                other.key != *key && (other.bare() == asks || saw(asks) || saw(&item.from))
+            };
+            for other in self.addressed(target).filter(hears) {
                 let Some(said) = &other.said else { continue };
                 let told = Copy {
                     from: &other.full,

@@ -68,6 +68,10 @@ fn short(effects: &Effects) -> Vec<String> {
 
 /// Alice has two sessions on two gateways, bob two, carol one.
 fn crowd() -> Case {
+    crowd_shown_to(&[])
+}
+
+fn crowd_shown_to(targets: &[&str]) -> Case {
     let mut case = Case::new();
     for (gateway, session, from) in [
         ("gw2", 1, "alice@example.org/tab"),
@@ -75,7 +79,7 @@ fn crowd() -> Case {
         ("gw2", 2, "bob@example.org/phone"),
         ("gw2", 3, "carol@example.org/x"),
     ] {
-        case.act(gateway, &item(Act::Available, session, from, &[]));
+        case.act(gateway, &item(Act::Available, session, from, targets));
     }
     case
 }
@@ -267,7 +271,7 @@ fn refresh_sends_the_difference() {
 
 #[test]
 fn resync_is_silent_and_remembers_who_saw() {
-    let mut case = crowd();
+    let mut case = crowd_shown_to(&["bob@example.org"]);
     let resync = item(
         Act::Resync,
         1,
@@ -294,8 +298,10 @@ fn resync_is_silent_and_remembers_who_saw() {
 }
 
 #[test]
-fn probe_tells_one_session_what_all_the_others_say() {
-    let mut case = crowd();
+fn probe_tells_one_session_what_those_say_who_show_it() {
+    let mut case = crowd_shown_to(&["alice@example.org"]);
+    // Not to her, whatever her own roster says (RFC 6121 §4.3.2).
+    case.act("gw1", &item(Act::Available, 7, "dave@example.org/x", &[]));
     case.act("gw1", &item(Act::Available, 1, ALICE, &[]));
     let probe = item(
         Act::Probe,
@@ -305,6 +311,7 @@ fn probe_tells_one_session_what_all_the_others_say() {
             "alice@example.org",
             "bob@example.org",
             "carol@example.org/x",
+            "dave@example.org",
         ],
     );
     let effects = case.act("gw1", &probe);

@@ -4,6 +4,7 @@
 use chancery_api::ApiError;
 use chancery_api::roster::{Item, Subscription};
 use chancery_xml::{escape_text, is_xml_char, push_attr};
+use chancery_xmpp::subscription::Act;
 
 use crate::Config;
 
@@ -93,6 +94,17 @@ pub fn push(owner: &str, id: &str, version: &str, item: &Item) -> String {
     out.push('>');
     write(&mut out, item);
     out.push_str("</query></iq>");
+    out
+}
+
+/// A stanza of the handshake without any content.
+pub fn presence(act: Act, from: &str, to: &str) -> String {
+    let mut out = String::with_capacity(96 + from.len() + to.len());
+    out.push_str("<presence xmlns='jabber:client'");
+    push_attr(&mut out, "type", act.as_str());
+    push_attr(&mut out, "from", from);
+    push_attr(&mut out, "to", to);
+    out.push_str("/>");
     out
 }
 

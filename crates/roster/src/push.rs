@@ -1,6 +1,7 @@
-//! Roster pushes on their way to the owner's sessions, through the archive's append lane, in the
-//! order of versions. One worker submits, one reads the answers. A push that is lost is counted:
-//! clients recover through versions (RFC 6121 §2.6).
+//! Roster pushes and stanzas of the handshake on their way to sessions, through the archive's append
+//! lane, in the order in which they were handed in. One worker submits, one reads the answers. What
+//! is lost is counted: clients recover through versions (RFC 6121 §2.6), and a request waits in the
+//! store until it is answered.
 
 use std::time::Duration;
 
@@ -8,12 +9,13 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use chancery_api::archive::{AppendAnswer, AppendItem, Outcome};
-use chancery_api::roster::Item;
 use chancery_api::{Answer, Decision, Kind, Lane, Verdict};
 use chancery_runtime::metrics::Counter;
 use chancery_runtime::{Ids, Metrics, Tasks};
+use chancery_xmpp::subscription::Act;
 
 use crate::items;
+use crate::store::Pushed;
 
 /// Pushes that wait for the lane; a further one is lost.
 const QUEUE_LIMIT: usize = 1_024;
@@ -21,6 +23,15 @@ const QUEUE_LIMIT: usize = 1_024;
 const UNANSWERED_LIMIT: usize = 256;
 /// How long a push waits for room in the lane, and then for its answer.
 const LANE_LIMIT: Duration = Duration::from_secs(2);
+
+/// A stanza of the handshake for somebody.
+pub struct Said {
+    pub act: Act,
+    pub from: String,
+    pub to: String,
+    pub stanza: Vec<u8>,
+    pub policy_version: u64,
+}
 
 /// Where pushes are handed in.
 pub struct Pushes {
@@ -39,7 +50,7 @@ impl Pushes {
     ) -> Self {
         let lost = metrics.counter(
             "chancery_roster_pushes_lost",
-            "roster pushes that reached no session because the log was out of reach",
+            "roster pushes and subscription stanzas that reached no session because the log was out of reach",
         );
         let (queue, pushes) = mpsc::channel(QUEUE_LIMIT);
         let (unanswered, answers) = mpsc::channel(UNANSWERED_LIMIT);
@@ -52,29 +63,59 @@ impl Pushes {
     }
 
     /// Hands in a push. Never waits: it is called while the owner's order is held.
-    pub fn push(&self, owner: &str, version: &str, item: &Item) {
+    pub fn push(&self, pushed: &Pushed) {
+        let Pushed {
+            owner,
+            version,
+            item,
+        } = pushed;
         let id = format!("push-{}", self.ids.token());
-        let payload = items::push(owner, &id, version, item);
-        let verdict = Verdict {
-            decision: Decision::Allow.into(),
-            ..Verdict::default()
-        };
-        let push = AppendItem {
-            from: owner.to_owned(),
-            to: owner.to_owned(),
+        let payload = items::push(owner, &id, &version.to_string(), item);
+        self.hand_in(AppendItem {
+            from: owner.clone(),
+            to: owner.clone(),
             kind: Kind::Iq.into(),
             r#type: "set".to_owned(),
             id,
             payload: payload.into(),
-            verdict: Some(verdict),
-            ephemeral: true,
             interested_only: true,
             ..AppendItem::default()
+        });
+    }
+
+    /// Hands in a stanza of the handshake, allowed by this version of the policy. Never waits.
+    pub fn presence(&self, said: Said) {
+        self.hand_in(AppendItem {
+            from: said.from,
+            to: said.to,
+            kind: Kind::Presence.into(),
+            r#type: said.act.as_str().to_owned(),
+            payload: said.stanza.into(),
+            verdict: Some(Verdict {
+                policy_version: said.policy_version,
+                ..allow()
+            }),
+            ..AppendItem::default()
+        });
+    }
+
+    fn hand_in(&self, item: AppendItem) {
+        let item = AppendItem {
+            verdict: item.verdict.or_else(|| Some(allow())),
+            ephemeral: true,
+            ..item
         };
-        if self.queue.try_send(push).is_err() {
+        if self.queue.try_send(item).is_err() {
             self.lost.inc();
             tracing::warn!("a roster push is lost: too many wait");
         }
+    }
+}
+
+fn allow() -> Verdict {
+    Verdict {
+        decision: Decision::Allow.into(),
+        ..Verdict::default()
     }
 }
 

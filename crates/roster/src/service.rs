@@ -1,5 +1,5 @@
-//! The service: each change of a roster in the owner's order, then its push. Administrators' changes
-//! are recorded before they take effect.
+//! The service: each change of a roster in the owner's order, then its push; a handshake in the order
+//! of both. Administrators' changes are recorded before they take effect.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -10,17 +10,19 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 
 use chancery_api::archive::{Archive, RecordActRequest};
 use chancery_api::roster::{
-    ClearRequest, ClearResponse, GetRequest, GetResponse, Item, PutRequest, PutResponse, Roster,
-    SetRequest, SetResponse, Subscription, SubscriptionsRequest, SubscriptionsResponse,
+    ClearRequest, ClearResponse, GetRequest, GetResponse, HandshakeRequest, HandshakeResponse,
+    Item, PutRequest, PutResponse, RequestsRequest, RequestsResponse, Roster, SetRequest,
+    SetResponse, Subscription, SubscriptionAct, SubscriptionsRequest, SubscriptionsResponse,
 };
 use chancery_api::{ApiError, Cx, LanePeer};
 use chancery_runtime::{Clock, Ids, Metrics, Tasks};
 use chancery_store::StoreError;
+use chancery_xmpp::subscription::Act;
 
 use crate::Config;
-use crate::items::{checked, domain, owner, subscription_name};
-use crate::push::Pushes;
-use crate::store::{Change, Changed, Store};
+use crate::items::{self, checked, domain, owner, subscription_name};
+use crate::push::{Pushes, Said};
+use crate::store::{Change, Changed, Handshake, Outcome, Pushed, Request, Store};
 
 /// The name under which the roster speaks on the append lane.
 const LANE_NAME: &str = "roster";
@@ -28,6 +30,8 @@ const LANE_NAME: &str = "roster";
 const ORDERS: usize = 64;
 /// Changes under way at once; a further one is refused.
 const CHANGES_LIMIT: usize = 256;
+/// The longest request that waits with all that it says.
+const REQUEST_LIMIT_BYTES: usize = 16 * 1024;
 /// The longest name of who did it.
 const ACTOR_LIMIT_BYTES: usize = 1_023;
 
@@ -100,21 +104,30 @@ impl RosterService {
         })))
     }
 
-    /// Makes a change and hands in its push, to the end also when the caller goes away.
-    async fn change(&self, owner: String, change: Change) -> Result<String, ApiError> {
+    /// Does `work` to its end, also when the caller goes away.
+    async fn whole<T, W>(&self, work: impl FnOnce(Arc<Inner>) -> W) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, ApiError>> + Send + 'static,
+    {
         let place = Arc::clone(&self.0.changes)
             .try_acquire_owned()
             .map_err(|_| ApiError::resource("too many roster changes under way"))?;
         let (done, result) = oneshot::channel();
-        let inner = Arc::clone(&self.0);
+        let work = work(Arc::clone(&self.0));
         self.0.tasks.spawn("roster-change", async move {
             // The caller may be gone; the change is made all the same.
-            let _ = done.send(inner.change(owner, change).await);
+            let _ = done.send(work.await);
             drop(place);
         });
         result
             .await
             .unwrap_or_else(|_| Err(ApiError::unavailable("the roster ends")))
+    }
+
+    async fn change(&self, owner: String, change: Change) -> Result<String, ApiError> {
+        self.whole(|inner| async move { inner.change(owner, change).await })
+            .await
     }
 }
 
@@ -129,9 +142,12 @@ impl Inner {
             .map_err(store_error)?
         {
             Changed::Yes { version, item } => {
-                let version = version.to_string();
-                self.pushes.push(&owner, &version, &item);
-                Ok(version)
+                self.pushes.push(&Pushed {
+                    owner,
+                    version,
+                    item,
+                });
+                Ok(version.to_string())
             }
             // RFC 6121 §2.1.6: a push tells of a change; there was none.
             Changed::No { version } => Ok(version.to_string()),
@@ -140,11 +156,63 @@ impl Inner {
         }
     }
 
+    /// A handshake, and what both sides hear of it: the stanza before the push (RFC 6121 §3.1.6).
+    /// Gives the version of the owner's roster where it has changed.
+    async fn shake(&self, handshake: Handshake) -> Result<Option<u64>, ApiError> {
+        let (one, two) = (order(&handshake.owner), order(&handshake.peer));
+        let _first = self.orders[one.min(two)].lock().await;
+        let _second = match one == two {
+            true => None,
+            false => Some(self.orders[one.max(two)].lock().await),
+        };
+        let outcome = self
+            .store
+            .shake(handshake.clone(), self.config.items)
+            .await
+            .map_err(store_error)?;
+        let shaken = match outcome {
+            Outcome::Done(shaken) => *shaken,
+            Outcome::NotFound => return Err(ApiError::not_found("no such item")),
+            Outcome::Full => return Err(ApiError::resource("the roster is full")),
+        };
+        let Handshake {
+            owner,
+            peer,
+            request,
+            ..
+        } = handshake;
+        for act in shaken.delivered {
+            let stanza = match request.stanza.is_empty() {
+                true => items::presence(act, &owner, &peer).into_bytes(),
+                false => request.stanza.clone(),
+            };
+            self.pushes.presence(Said {
+                act,
+                from: owner.clone(),
+                to: peer.clone(),
+                stanza,
+                policy_version: request.policy_version,
+            });
+        }
+        if shaken.answered {
+            let act = Act::Subscribed;
+            self.pushes.presence(Said {
+                act,
+                stanza: items::presence(act, &peer, &owner).into_bytes(),
+                from: peer,
+                to: owner,
+                policy_version: request.policy_version,
+            });
+        }
+        let version = shaken.own.as_ref().map(|own| own.version);
+        for pushed in [shaken.own, shaken.peer].into_iter().flatten() {
+            self.pushes.push(&pushed);
+        }
+        Ok(version)
+    }
+
     fn order(&self, owner: &str) -> &Mutex<()> {
-        let mut hasher = DefaultHasher::new();
-        owner.hash(&mut hasher);
-        let [order, ..] = hasher.finish().to_le_bytes();
-        &self.orders[usize::from(order) % ORDERS]
+        &self.orders[order(owner)]
     }
 
     async fn record(
@@ -167,6 +235,25 @@ impl Inner {
             .record_act(&Cx::local(), request)
             .await
             .map(drop)
+    }
+}
+
+/// Which of the orders is an owner's.
+fn order(owner: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    owner.hash(&mut hasher);
+    let [order, ..] = hasher.finish().to_le_bytes();
+    usize::from(order) % ORDERS
+}
+
+/// The act of a stanza of the handshake.
+fn act(act: SubscriptionAct) -> Result<Act, ApiError> {
+    match act {
+        SubscriptionAct::Subscribe => Ok(Act::Subscribe),
+        SubscriptionAct::Subscribed => Ok(Act::Subscribed),
+        SubscriptionAct::Unsubscribe => Ok(Act::Unsubscribe),
+        SubscriptionAct::Unsubscribed => Ok(Act::Unsubscribed),
+        SubscriptionAct::Unspecified => Err(ApiError::invalid("act is missing")),
     }
 }
 
@@ -207,12 +294,29 @@ impl Roster for RosterService {
             ..
         } = checked(&owner, request.item, &self.0.config)?;
         // RFC 6121 §2.1.2.5: of a client's `subscription` only `remove` means anything.
-        let change = match Subscription::try_from(subscription) {
-            Ok(Subscription::Remove) => Change::Remove { jid },
-            _ => Change::Edit { jid, name, groups },
+        if subscription != i32::from(Subscription::Remove) {
+            let change = Change::Edit { jid, name, groups };
+            let version = self.change(owner, change).await?;
+            return Ok(SetResponse { version });
+        }
+        // §2.5.2: both directions end.
+        let handshake = Handshake {
+            owner,
+            peer: jid,
+            acts: vec![Act::Unsubscribe, Act::Unsubscribed],
+            remove: true,
+            heard: request.heard,
+            answers: false,
+            request: Request {
+                stanza: Vec::new(),
+                policy_version: request.policy_version,
+            },
         };
+        let version = self
+            .whole(|inner| async move { inner.shake(handshake).await })
+            .await?;
         Ok(SetResponse {
-            version: self.change(owner, change).await?,
+            version: version.unwrap_or_default().to_string(),
         })
     }
 
@@ -257,23 +361,83 @@ impl Roster for RosterService {
         Ok(response)
     }
 
-    /// For the deletion of an account, whose sessions end: nobody is left to push to.
+    async fn handshake(
+        &self,
+        _: &Cx,
+        request: HandshakeRequest,
+    ) -> Result<HandshakeResponse, ApiError> {
+        let owner = owner(&request.owner)?;
+        let peer = chancery_xmpp::jid::parse_bare(&request.peer)
+            .map_err(|_| ApiError::invalid("peer is not a bare jid"))?
+            .to_string();
+        if peer == owner {
+            return Err(ApiError::invalid("a subscription to oneself"));
+        }
+        let act = act(request.act())?;
+        let mut stanza = request.payload.to_vec();
+        if stanza.len() > REQUEST_LIMIT_BYTES {
+            // What it said was in the log before; what waits is that somebody has asked.
+            stanza = items::presence(act, &owner, &peer).into_bytes();
+        }
+        let handshake = Handshake {
+            owner,
+            peer,
+            acts: vec![act],
+            remove: false,
+            heard: request.heard,
+            answers: request.answers,
+            request: Request {
+                stanza,
+                policy_version: request.policy_version,
+            },
+        };
+        self.whole(|inner| async move { inner.shake(handshake).await })
+            .await?;
+        Ok(HandshakeResponse {})
+    }
+
+    /// RFC 6121 §3.1.3: each time the contact sends initial presence, until they answer.
+    async fn requests(
+        &self,
+        _: &Cx,
+        request: RequestsRequest,
+    ) -> Result<RequestsResponse, ApiError> {
+        let session = chancery_xmpp::jid::parse_full(&request.session)
+            .map_err(|_| ApiError::invalid("session is not a full jid"))?;
+        let owner = owner(session.to_bare().as_str())?;
+        // No answer may pass what it answers.
+        let _order = self.0.order(&owner).lock().await;
+        let requests = self.0.store.requests(owner).await.map_err(store_error)?;
+        let waiting = u32::try_from(requests.len()).unwrap_or(u32::MAX);
+        for (from, request) in requests {
+            self.0.pushes.presence(Said {
+                act: Act::Subscribe,
+                from,
+                to: session.to_string(),
+                stanza: request.stanza,
+                policy_version: request.policy_version,
+            });
+        }
+        Ok(RequestsResponse { waiting })
+    }
+
+    /// For the deletion of an account, whose sessions end: nobody there is left to push to, but
+    /// those who had it on their rosters are.
     async fn clear(&self, _: &Cx, request: ClearRequest) -> Result<ClearResponse, ApiError> {
         let owner = owner(&request.owner)?;
+        let detail = json!({ "owner": owner });
         self.0
-            .record(
-                &owner,
-                request.actor,
-                "roster.clear",
-                &json!({ "owner": owner }),
-            )
+            .record(&owner, request.actor, "roster.clear", &detail)
             .await?;
-        let _order = self.0.order(&owner).lock().await;
-        self.0
-            .store
-            .clear(owner.clone())
-            .await
-            .map_err(store_error)?;
-        Ok(ClearResponse {})
+        self.whole(|inner| async move {
+            let _order = inner.order(&owner).lock().await;
+            let left = inner.store.clear(owner.clone()).await;
+            // The peers' orders are not held: a push that is overtaken has the older version.
+            for pushed in left.map_err(store_error)? {
+                inner.pushes.push(&pushed);
+            }
+            Ok(ClearResponse {})
+        })
+        .await
     }
 }

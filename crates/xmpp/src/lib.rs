@@ -12,6 +12,7 @@ pub mod ns;
 pub mod routing;
 pub mod stanza;
 pub mod strip;
+pub mod subscription;
 pub mod tree;
 
 #[cfg(test)]

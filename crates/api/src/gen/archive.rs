@@ -47,7 +47,8 @@ pub struct AppendItem {
     /// XEP-0334 <no-store/>: no open entry, no place in the user's archive. Evidence is written all the same.
     #[prost(bool, tag = "18")]
     pub no_store: bool,
-    /// To every session of `to` that asked for the roster (RFC 6121 §2.1.6).
+    /// A roster push: to every session of `to` that asked for the roster (RFC 6121 §2.1.6); the others' gateways hear
+    /// that there was one.
     #[prost(bool, tag = "19")]
     pub interested_only: bool,
     #[prost(string, tag = "20")]
@@ -470,6 +471,8 @@ pub enum Form {
     CarbonSent = 3,
     /// A roster push: the gateway writes the session's full JID into `to`.
     Push = 4,
+    /// A roster push that the session did not ask for: not written, the gateway only hears of the change.
+    Notice = 5,
 }
 impl Form {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -483,6 +486,7 @@ impl Form {
             Self::CarbonReceived => "FORM_CARBON_RECEIVED",
             Self::CarbonSent => "FORM_CARBON_SENT",
             Self::Push => "FORM_PUSH",
+            Self::Notice => "FORM_NOTICE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -493,6 +497,7 @@ impl Form {
             "FORM_CARBON_RECEIVED" => Some(Self::CarbonReceived),
             "FORM_CARBON_SENT" => Some(Self::CarbonSent),
             "FORM_PUSH" => Some(Self::Push),
+            "FORM_NOTICE" => Some(Self::Notice),
             _ => None,
         }
     }

@@ -39,6 +39,12 @@ pub struct SetRequest {
     pub owner: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub item: ::core::option::Option<Item>,
+    /// A removal also ends what the item stood for (RFC 6121 §2.5.2): whether the peer is told, and the version of
+    /// the policy that says so.
+    #[prost(bool, tag = "3")]
+    pub heard: bool,
+    #[prost(uint64, tag = "4")]
+    pub policy_version: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetResponse {
@@ -72,6 +78,40 @@ pub struct SubscriptionsResponse {
     /// Bare JIDs with subscription to or both.
     #[prost(string, repeated, tag = "2")]
     pub to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandshakeRequest {
+    /// Bare JIDs.
+    #[prost(string, tag = "1")]
+    pub owner: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(enumeration = "SubscriptionAct", tag = "3")]
+    pub act: i32,
+    /// The stanza as delivered, `from` and `to` bare. It is in the log already where it carries content.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub payload: ::prost::bytes::Bytes,
+    /// The peer is an account here and policy lets it hear; else only the owner's side changes.
+    #[prost(bool, tag = "5")]
+    pub heard: bool,
+    /// Policy lets the peer answer: an approval given in advance holds.
+    #[prost(bool, tag = "6")]
+    pub answers: bool,
+    #[prost(uint64, tag = "7")]
+    pub policy_version: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandshakeResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequestsRequest {
+    /// Full JID.
+    #[prost(string, tag = "1")]
+    pub session: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequestsResponse {
+    #[prost(uint32, tag = "1")]
+    pub waiting: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClearRequest {
@@ -116,6 +156,41 @@ impl Subscription {
             "SUBSCRIPTION_FROM" => Some(Self::From),
             "SUBSCRIPTION_BOTH" => Some(Self::Both),
             "SUBSCRIPTION_REMOVE" => Some(Self::Remove),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SubscriptionAct {
+    Unspecified = 0,
+    Subscribe = 1,
+    Subscribed = 2,
+    Unsubscribe = 3,
+    Unsubscribed = 4,
+}
+impl SubscriptionAct {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SUBSCRIPTION_ACT_UNSPECIFIED",
+            Self::Subscribe => "SUBSCRIPTION_ACT_SUBSCRIBE",
+            Self::Subscribed => "SUBSCRIPTION_ACT_SUBSCRIBED",
+            Self::Unsubscribe => "SUBSCRIPTION_ACT_UNSUBSCRIBE",
+            Self::Unsubscribed => "SUBSCRIPTION_ACT_UNSUBSCRIBED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SUBSCRIPTION_ACT_UNSPECIFIED" => Some(Self::Unspecified),
+            "SUBSCRIPTION_ACT_SUBSCRIBE" => Some(Self::Subscribe),
+            "SUBSCRIPTION_ACT_SUBSCRIBED" => Some(Self::Subscribed),
+            "SUBSCRIPTION_ACT_UNSUBSCRIBE" => Some(Self::Unsubscribe),
+            "SUBSCRIPTION_ACT_UNSUBSCRIBED" => Some(Self::Unsubscribed),
             _ => None,
         }
     }
@@ -301,7 +376,58 @@ pub mod roster_client {
                 .insert(GrpcMethod::new("chancery.roster.v1.Roster", "Subscriptions"));
             self.inner.unary(req, path, codec).await
         }
-        /// Removes a whole roster (account deletion).
+        /// A subscription stanza of the owner: both sides change as RFC 6121 appendix A says, the stanza goes to the
+        /// peer's sessions, pushes to those of both.
+        pub async fn handshake(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HandshakeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandshakeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.roster.v1.Roster/Handshake",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.roster.v1.Roster", "Handshake"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Hands one session the requests to hear its owner that wait for an answer.
+        pub async fn requests(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RequestsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RequestsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.roster.v1.Roster/Requests",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.roster.v1.Roster", "Requests"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a whole roster (account deletion); the peers hear of it.
         pub async fn clear(
             &mut self,
             request: impl tonic::IntoRequest<super::ClearRequest>,
@@ -360,7 +486,24 @@ pub mod roster_server {
             tonic::Response<super::SubscriptionsResponse>,
             tonic::Status,
         >;
-        /// Removes a whole roster (account deletion).
+        /// A subscription stanza of the owner: both sides change as RFC 6121 appendix A says, the stanza goes to the
+        /// peer's sessions, pushes to those of both.
+        async fn handshake(
+            &self,
+            request: tonic::Request<super::HandshakeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandshakeResponse>,
+            tonic::Status,
+        >;
+        /// Hands one session the requests to hear its owner that wait for an answer.
+        async fn requests(
+            &self,
+            request: tonic::Request<super::RequestsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RequestsResponse>,
+            tonic::Status,
+        >;
+        /// Removes a whole roster (account deletion); the peers hear of it.
         async fn clear(
             &self,
             request: tonic::Request<super::ClearRequest>,
@@ -601,6 +744,92 @@ pub mod roster_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SubscriptionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.roster.v1.Roster/Handshake" => {
+                    #[allow(non_camel_case_types)]
+                    struct HandshakeSvc<T: Roster>(pub Arc<T>);
+                    impl<T: Roster> tonic::server::UnaryService<super::HandshakeRequest>
+                    for HandshakeSvc<T> {
+                        type Response = super::HandshakeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HandshakeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Roster>::handshake(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HandshakeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.roster.v1.Roster/Requests" => {
+                    #[allow(non_camel_case_types)]
+                    struct RequestsSvc<T: Roster>(pub Arc<T>);
+                    impl<T: Roster> tonic::server::UnaryService<super::RequestsRequest>
+                    for RequestsSvc<T> {
+                        type Response = super::RequestsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RequestsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Roster>::requests(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RequestsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -173,7 +173,7 @@ fn an_ephemeral_item_waits_only_for_its_own_pair() {
 }
 
 #[test]
-fn a_roster_push_goes_to_the_interested_in_its_own_form() {
+fn a_roster_push_goes_to_the_interested_and_a_notice_to_the_rest() {
     let mut rig = Rig::new();
     rig.hello(1, "gw1", 1);
     rig.attach(1, 1, "b@x/1");
@@ -191,7 +191,7 @@ fn a_roster_push_goes_to_the_interested_in_its_own_form() {
     };
     let token = rig.append(push);
     assert_eq!(rig.given(1, 1), [(0, Form::Push, false)]);
-    assert!(rig.given(1, 2).is_empty());
+    assert_eq!(rig.given(1, 2), [(0, Form::Notice, false)]);
     assert_eq!(rig.outcome(token), Some(Outcome::Committed));
 }
 

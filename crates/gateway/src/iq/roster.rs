@@ -4,13 +4,16 @@
 use bytes::Bytes;
 use chancery_api::roster::{GetRequest, GetResponse, Item, SetRequest, Subscription};
 use chancery_xml::{Child, Element, Limits, escape_text, push_attr, scan};
+use chancery_xmpp::subscription::Act;
 use chancery_xmpp::{Condition, StanzaError, jid, ns};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification, Verb};
 use crate::pipeline::answer;
+use crate::pipeline::decide::allows;
 use crate::session::identity::Change;
+use crate::subscription;
 
 /// Groups of one item, and bytes of a name or group.
 const GROUPS: usize = 64;
@@ -23,7 +26,7 @@ pub(crate) fn manifest() -> Manifest {
             Specification {
                 name: "RFC 6121",
                 version: "",
-                status: "partial: no subscription handshake",
+                status: "complete",
             },
             Specification {
                 name: "XEP-0237",
@@ -40,6 +43,8 @@ pub(crate) fn register(registrar: &mut Registrar) {
         .behind(|request| (!request.is_set()).then_some(Change::Interested));
     registrar.handle(Scope::Account, ns::ROSTER, "query", handler);
     registrar.stream_feature(&format!("<ver xmlns='{}'/>", ns::ROSTER_VERSIONING));
+    // §3.4.1
+    registrar.stream_feature(&format!("<sub xmlns='{}'/>", ns::PRE_APPROVAL));
 }
 
 fn run(request: Request) -> BoxFuture<'static, Answer> {
@@ -80,9 +85,19 @@ async fn set(request: Request) -> Answer {
     if item.jid == owner {
         return Err(StanzaError::new(Condition::NotAllowed));
     }
+    // §2.5.2: a removal ends both directions, and the other hears of it if policy allows.
+    let verdict = match item.subscription() {
+        Subscription::Remove => {
+            let pair = (&*request.identity.full, &*item.jid);
+            Some(subscription::ask(&request.gateway, pair, Act::Unsubscribe, request.trace).await?)
+        }
+        _ => None,
+    };
     let ask = SetRequest {
         owner,
         item: Some(item),
+        heard: verdict.as_ref().is_some_and(allows),
+        policy_version: verdict.map_or(0, |verdict| verdict.policy_version),
     };
     let (cx, _span) = request.cx("roster.set");
     request

@@ -4,6 +4,7 @@
 
 use chancery_xmpp::stanza::{IqType, MessageType, PresenceType, StanzaType, kind_of};
 use chancery_xmpp::strip::strip;
+use chancery_xmpp::subscription::Act;
 use chancery_xmpp::{Condition, Jid, StanzaError, StanzaHeader, StreamCondition, StreamError};
 
 use super::{Flow, Inbound, Work};
@@ -70,12 +71,10 @@ pub(crate) fn presence(inbound: &mut Inbound<'_>) -> Flow {
             Some(to) if to.node().is_none() => Flow::Done,
             Some(_) => Flow::Take(Work::DirectedPresence),
         },
-        PresenceType::Subscribe
-        | PresenceType::Subscribed
-        | PresenceType::Unsubscribe
-        | PresenceType::Unsubscribed => {
-            Flow::Bounce(StanzaError::new(Condition::FeatureNotImplemented))
-        }
+        PresenceType::Subscribe => Flow::Take(Work::Subscription(Act::Subscribe)),
+        PresenceType::Subscribed => Flow::Take(Work::Subscription(Act::Subscribed)),
+        PresenceType::Unsubscribe => Flow::Take(Work::Subscription(Act::Unsubscribe)),
+        PresenceType::Unsubscribed => Flow::Take(Work::Subscription(Act::Unsubscribed)),
         // A client has no business probing (RFC 6121 §4.3), and nobody waits for its error.
         PresenceType::Probe | PresenceType::Error => Flow::Done,
     }
@@ -171,6 +170,7 @@ mod tests {
             Flow::Take(Work::Handle(_)) => "handle".into(),
             Flow::Take(Work::OwnPresence) => "own presence".into(),
             Flow::Take(Work::DirectedPresence) => "directed presence".into(),
+            Flow::Take(Work::Subscription(act)) => format!("subscription {}", act.as_str()),
             Flow::Take(Work::Route) => format!("route -{}", inbound.removed.len()),
         }
     }
@@ -216,7 +216,7 @@ mod tests {
             ("<presence to='a.test'/>", "done"),
             (
                 "<presence to='bob@a.test' type='subscribe'/>",
-                "bounce feature-not-implemented",
+                "subscription subscribe",
             ),
             ("<presence to='bob@a.test' type='probe'/>", "done"),
             ("<presence type='x'/>", "bounce bad-request"),

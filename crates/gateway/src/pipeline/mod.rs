@@ -10,6 +10,7 @@ pub(crate) mod modules;
 pub(crate) mod record;
 
 use chancery_xml::Element;
+use chancery_xmpp::subscription::Act;
 use chancery_xmpp::{StanzaError, StanzaHeader, StreamError};
 
 use crate::iq::{Handler, Handlers};
@@ -57,6 +58,8 @@ pub(crate) enum Work {
     OwnPresence,
     /// Presence addressed to somebody.
     DirectedPresence,
+    /// A stanza of the subscription handshake.
+    Subscription(Act),
     /// Decided, recorded or passed through the shard, delivered.
     Route,
 }

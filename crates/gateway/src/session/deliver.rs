@@ -70,7 +70,7 @@ impl Delivered {
             Form::CarbonReceived => self.carbon(Direction::Received, target, reader),
             Form::CarbonSent => self.carbon(Direction::Sent, target, reader),
             Form::Push => self.push(reader),
-            Form::Unspecified => None,
+            Form::Notice | Form::Unspecified => None,
         }
     }
 

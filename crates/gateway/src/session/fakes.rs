@@ -440,6 +440,20 @@ impl Roster for FakeRoster {
             to: both,
         })
     }
+    async fn handshake(
+        &self,
+        _: &Cx,
+        _: roster::HandshakeRequest,
+    ) -> Reply<roster::HandshakeResponse> {
+        no()
+    }
+    async fn requests(
+        &self,
+        _: &Cx,
+        _: roster::RequestsRequest,
+    ) -> Reply<roster::RequestsResponse> {
+        Ok(roster::RequestsResponse::default())
+    }
     async fn clear(&self, _: &Cx, _: ClearRequest) -> Reply<ClearResponse> {
         no()
     }

@@ -63,6 +63,8 @@ pub(crate) struct Followed {
     waiting: Option<(u64, oneshot::Sender<()>)>,
     /// Who hears whom; kept only while roster pushes tell of changes.
     pub(crate) subscriptions: Option<Arc<SubscriptionsResponse>>,
+    /// To whom its presence was last shown, as far as policy let it.
+    pub(crate) shown: Option<Arc<SubscriptionsResponse>>,
 }
 
 /// One change of that state.

@@ -18,6 +18,7 @@ use crate::pipeline::decide::{Question, Undecided};
 use crate::pipeline::record::{self, Key};
 use crate::pipeline::{Flow, Ground, Inbound, Work, modules};
 use crate::presence;
+use crate::subscription;
 use crate::trace;
 use crate::transport::TransportError;
 
@@ -148,6 +149,19 @@ impl Session {
                 let item = self.item(&element, &header, &removed);
                 let gateway = Arc::clone(&self.gateway);
                 let work = presence::directed(gateway, identity, element, item, trace);
+                self.window.alone(counted, work.boxed());
+            }
+            Work::Subscription(act) => {
+                let item = self.item(&element, &header, &removed);
+                let gateway = Arc::clone(&self.gateway);
+                let said = subscription::Said {
+                    act,
+                    element,
+                    removed,
+                    item,
+                    trace,
+                };
+                let work = subscription::handshake(gateway, identity, said);
                 self.window.alone(counted, work.boxed());
             }
             Work::Route => {

@@ -31,8 +31,12 @@ impl Session {
             }
             return;
         }
-        if source.is_push() {
+        if source.is_push() || source.is_notice() {
             self.handle.identity.followed.lock().subscriptions = None;
+            self.publish_again(Why::Roster);
+        }
+        if source.is_notice() {
+            return;
         }
         let entry = source.entry();
         if entry != 0 && self.rejoined && self.has_out(entry) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use chancery_api::archive::Target;
+use chancery_api::archive::{Form, Target};
 use chancery_api::{Kind, Verdict};
 use chancery_runtime::trace::TraceContext;
 
@@ -97,8 +97,12 @@ impl Source {
 
     /// A roster push.
     pub(crate) fn is_push(&self) -> bool {
-        self.target()
-            .is_some_and(|t| t.form() == chancery_api::archive::Form::Push)
+        self.target().is_some_and(|t| t.form() == Form::Push)
+    }
+
+    /// Only word that the roster has changed: nothing to write.
+    pub(crate) fn is_notice(&self) -> bool {
+        self.target().is_some_and(|t| t.form() == Form::Notice)
     }
 
     /// The bytes as written.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use chancery_xmpp::subscription::Act;
 
 const ALICE: &str = "alice@a.test";
 const LIMIT: usize = 5_000;
@@ -118,6 +119,7 @@ pub async fn conforms(store: &dyn Store) {
     );
 
     limits(store).await;
+    handshakes(store).await;
     store.clear(ALICE.into()).await.unwrap();
     let cleared = load(store, ALICE).await;
     assert_eq!(cleared.items, []);
@@ -127,6 +129,123 @@ pub async fn conforms(store: &dyn Store) {
     assert!(version > cleared.version && cleared.version > 5);
     store.clear("never@a.test".into()).await.unwrap();
     assert_eq!(load(store, "never@a.test").await, Roster::default());
+}
+
+fn says(owner: &str, peer: &str, act: Act) -> Handshake {
+    Handshake {
+        owner: owner.into(),
+        peer: peer.into(),
+        acts: vec![act],
+        remove: false,
+        heard: true,
+        answers: true,
+        request: Request {
+            stanza: act.as_str().into(),
+            policy_version: 7,
+        },
+    }
+}
+
+async fn shake(store: &dyn Store, handshake: Handshake) -> Shaken {
+    match store.shake(handshake, LIMIT).await.unwrap() {
+        Outcome::Done(shaken) => *shaken,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn handshakes(store: &dyn Store) {
+    let (one, two) = ("one@a.test", "two@a.test");
+    let pushed = |owner: &str, version, jid: &str, subscription: Subscription, ask| Pushed {
+        owner: owner.into(),
+        version,
+        item: Item {
+            jid: jid.into(),
+            subscription: subscription.into(),
+            ask,
+            ..Item::default()
+        },
+    };
+    let asked = shake(store, says(one, two, Act::Subscribe)).await;
+    let expected = Shaken {
+        own: Some(pushed(one, 1, two, Subscription::None, true)),
+        peer: None,
+        delivered: vec![Act::Subscribe],
+        answered: false,
+    };
+    assert_eq!(asked, expected);
+    // Who is asked has no item for it, only the request, and a repeat changes nothing.
+    assert_eq!(load(store, two).await, Roster::default());
+    let again = shake(store, says(one, two, Act::Subscribe)).await;
+    assert_eq!(again, Shaken::default());
+    let waiting = store.requests(two.into()).await.unwrap();
+    let request = says(one, two, Act::Subscribe).request;
+    assert_eq!(waiting, [(one.to_owned(), request)]);
+
+    // Nothing is half done when the answer does not fit.
+    let full = store
+        .shake(says(two, one, Act::Subscribed), 0)
+        .await
+        .unwrap();
+    assert_eq!(full, Outcome::Full);
+    assert_eq!(store.requests(two.into()).await.unwrap(), waiting);
+    let answered = shake(store, says(two, one, Act::Subscribed)).await;
+    let expected = Shaken {
+        own: Some(pushed(two, 1, one, Subscription::From, false)),
+        peer: Some(pushed(one, 2, two, Subscription::To, false)),
+        delivered: vec![Act::Subscribed],
+        answered: false,
+    };
+    assert_eq!(answered, expected);
+    assert_eq!(store.requests(two.into()).await.unwrap(), []);
+
+    // Given in advance, then asked.
+    let before = shake(store, says(one, two, Act::Subscribed)).await;
+    assert!(before.own.is_some_and(|own| own.item.approved) && before.delivered.is_empty());
+    let asked = shake(store, says(two, one, Act::Subscribe)).await;
+    assert!(asked.answered && asked.delivered.is_empty());
+    assert_eq!(
+        (asked.own, asked.peer),
+        (
+            Some(pushed(two, 2, one, Subscription::Both, false)),
+            Some(pushed(one, 4, two, Subscription::Both, false))
+        )
+    );
+
+    // A removal, and one of nothing.
+    let mut gone = says(two, one, Act::Unsubscribe);
+    gone.acts.push(Act::Unsubscribed);
+    gone.remove = true;
+    let removed = shake(store, gone.clone()).await;
+    assert_eq!(removed.delivered, [Act::Unsubscribe, Act::Unsubscribed]);
+    assert_eq!(
+        removed.own.map(|own| own.item.subscription()),
+        Some(Subscription::Remove)
+    );
+    assert_eq!(
+        removed.peer,
+        Some(pushed(one, 5, two, Subscription::None, false))
+    );
+    let nothing = store.shake(gone, LIMIT).await.unwrap();
+    assert_eq!(nothing, Outcome::NotFound);
+
+    // What an administrator writes answers what was asked.
+    shake(store, says(two, one, Act::Subscribe)).await;
+    let put = Change::Put(item(two, Subscription::From));
+    store.change(one.into(), put, LIMIT).await.unwrap();
+    assert_eq!(store.requests(one.into()).await.unwrap(), []);
+
+    // An account that goes: its requests, and what others have of it.
+    shake(store, says(two, "three@a.test", Act::Subscribe)).await;
+    let left = store.clear(two.into()).await.unwrap();
+    let [left] = &left[..] else {
+        panic!("{left:?}")
+    };
+    assert_eq!(
+        (left.owner.as_str(), left.item.subscription()),
+        (one, Subscription::None)
+    );
+    assert_eq!(left.item.name, "N");
+    assert_eq!(store.requests("three@a.test".into()).await.unwrap(), []);
 }
 
 async fn limits(store: &dyn Store) {

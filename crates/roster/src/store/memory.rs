@@ -8,16 +8,62 @@ use parking_lot::Mutex;
 use chancery_api::roster::Item;
 use chancery_store::StoreError;
 
-use super::{Change, Changed, ROSTER_BYTES_LIMIT, Roster, Store, after, removed, size, subject};
+use super::handshake::{Side, play};
+use super::{
+    Change, Changed, Handshake, Outcome, Pushed, REQUESTS_LIMIT, ROSTER_BYTES_LIMIT, Request,
+    Roster, Shaken, Store, after, answers, bereft, removed, size, subject,
+};
 
 /// See the module.
 #[derive(Default)]
 pub struct MemoryStore(Mutex<HashMap<String, Owned>>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Owned {
     version: u64,
     items: BTreeMap<String, Item>,
+    requests: BTreeMap<String, Request>,
+}
+
+impl Owned {
+    /// Makes an item what it is to be.
+    fn replace(&mut self, jid: &str, new: Option<Item>, items_limit: usize) -> Changed {
+        let old = self.items.get(jid);
+        let item = match new {
+            None if old.is_none() => return Changed::NotFound,
+            None => {
+                self.items.remove(jid);
+                removed(jid)
+            }
+            Some(item) if old == Some(&item) => {
+                return Changed::No {
+                    version: self.version,
+                };
+            }
+            Some(item) => {
+                let before: usize = self.items.values().map(size).sum();
+                let bytes = before - old.map_or(0, size) + size(&item);
+                let is_new = old.is_none();
+                if bytes > ROSTER_BYTES_LIMIT || (is_new && self.items.len() >= items_limit) {
+                    return Changed::Full;
+                }
+                self.items.insert(jid.to_owned(), item.clone());
+                item
+            }
+        };
+        self.version += 1;
+        Changed::Yes {
+            version: self.version,
+            item,
+        }
+    }
+
+    fn side(&self, other: &str) -> Side {
+        Side {
+            item: self.items.get(other).cloned(),
+            asked: self.requests.contains_key(other),
+        }
+    }
 }
 
 #[async_trait]
@@ -40,42 +86,94 @@ impl Store for MemoryStore {
         let mut all = self.0.lock();
         let owned = all.entry(owner).or_default();
         let jid = subject(&change).to_owned();
-        let old = owned.items.get(&jid);
-        let new = after(&change, old);
-        let item = match new {
-            None if old.is_none() => return Ok(Changed::NotFound),
-            None => {
-                owned.items.remove(&jid);
-                removed(&jid)
-            }
-            Some(item) if old == Some(&item) => {
-                return Ok(Changed::No {
-                    version: owned.version,
-                });
-            }
-            Some(item) => {
-                let before: usize = owned.items.values().map(size).sum();
-                let bytes = before - old.map_or(0, size) + size(&item);
-                let is_new = old.is_none();
-                if bytes > ROSTER_BYTES_LIMIT || (is_new && owned.items.len() >= items_limit) {
-                    return Ok(Changed::Full);
-                }
-                owned.items.insert(jid, item.clone());
-                item
-            }
-        };
-        owned.version += 1;
-        Ok(Changed::Yes {
-            version: owned.version,
-            item,
-        })
+        let new = after(&change, owned.items.get(&jid));
+        if answers(&change) {
+            owned.requests.remove(&jid);
+        }
+        Ok(owned.replace(&jid, new, items_limit))
     }
 
-    async fn clear(&self, owner: String) -> Result<(), StoreError> {
-        if let Some(owned) = self.0.lock().get_mut(&owner) {
-            owned.items.clear();
-            owned.version += 1;
+    async fn shake(&self, handshake: Handshake, items_limit: usize) -> Result<Outcome, StoreError> {
+        let mut all = self.0.lock();
+        let (owner, peer) = (&handshake.owner, &handshake.peer);
+        let mut at_own = all.get(owner).cloned().unwrap_or_default();
+        let mut at_peer = all.get(peer).cloned().unwrap_or_default();
+        let (mut own, mut other) = (at_own.side(peer), at_peer.side(owner));
+        if handshake.remove && own.item.is_none() {
+            return Ok(Outcome::NotFound);
         }
-        Ok(())
+        let room = at_peer.requests.len() < REQUESTS_LIMIT;
+        let (delivered, answered) = play(&handshake, &mut own, &mut other, room);
+        let mut shaken = Shaken {
+            delivered,
+            answered,
+            ..Shaken::default()
+        };
+        let write = |at: &mut Owned, owner: &str, jid: &str, side: Side| {
+            if side.asked {
+                let asked = || handshake.request.clone();
+                at.requests.entry(jid.to_owned()).or_insert_with(asked);
+            } else {
+                at.requests.remove(jid);
+            }
+            match at.replace(jid, side.item, items_limit) {
+                Changed::Yes { version, item } => Ok(Some(Pushed {
+                    owner: owner.to_owned(),
+                    version,
+                    item,
+                })),
+                Changed::No { .. } | Changed::NotFound => Ok(None),
+                Changed::Full => Err(Outcome::Full),
+            }
+        };
+        match write(&mut at_own, owner, peer, own) {
+            Ok(pushed) => shaken.own = pushed,
+            Err(full) => return Ok(full),
+        }
+        if handshake.heard {
+            match write(&mut at_peer, peer, owner, other) {
+                Ok(pushed) => shaken.peer = pushed,
+                Err(full) => return Ok(full),
+            }
+            all.insert(peer.clone(), at_peer);
+        }
+        all.insert(owner.clone(), at_own);
+        Ok(Outcome::Done(Box::new(shaken)))
+    }
+
+    async fn requests(&self, owner: String) -> Result<Vec<(String, Request)>, StoreError> {
+        let all = self.0.lock();
+        let waiting = all.get(&owner).map(|owned| &owned.requests);
+        let pair = |(jid, request): (&String, &Request)| (jid.clone(), request.clone());
+        Ok(waiting.into_iter().flatten().map(pair).collect())
+    }
+
+    async fn clear(&self, owner: String) -> Result<Vec<Pushed>, StoreError> {
+        let mut all = self.0.lock();
+        let Some(owned) = all.get_mut(&owner) else {
+            return Ok(Vec::new());
+        };
+        owned.version += 1;
+        owned.requests.clear();
+        let named: Vec<String> = std::mem::take(&mut owned.items).into_keys().collect();
+        let mut pushed = Vec::new();
+        for jid in named {
+            let Some(peer) = all.get_mut(&jid) else {
+                continue;
+            };
+            if let Some(left) = peer.items.get(&owner).and_then(bereft) {
+                peer.items.insert(owner.clone(), left.clone());
+                peer.version += 1;
+                pushed.push(Pushed {
+                    owner: jid,
+                    version: peer.version,
+                    item: left,
+                });
+            }
+        }
+        for other in all.values_mut() {
+            other.requests.remove(&owner);
+        }
+        Ok(pushed)
     }
 }

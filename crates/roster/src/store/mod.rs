@@ -1,6 +1,8 @@
-//! What the roster keeps, as a trait: one change of one roster in a transaction, with the roster's
-//! next version. It refuses to check names and limits of single items (the service does).
+//! What the roster keeps, as a trait: one change of one roster, or of two that shake hands, in a
+//! transaction, with the rosters' next versions. It refuses to check names and limits of single
+//! items (the service does).
 
+mod handshake;
 mod memory;
 mod sqlite;
 
@@ -12,6 +14,7 @@ use async_trait::async_trait;
 use chancery_api::roster::{Item, Subscription};
 use chancery_store::StoreError;
 
+pub use handshake::{Handshake, Outcome, Pushed, REQUESTS_LIMIT, Request, Shaken};
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 
@@ -68,9 +71,14 @@ pub trait Store: Send + Sync + 'static {
         change: Change,
         items_limit: usize,
     ) -> Result<Changed, StoreError>;
-    /// Removes all items. The version goes on, so that a later roster of the same name has none
-    /// that was given out before.
-    async fn clear(&self, owner: String) -> Result<(), StoreError>;
+    /// Plays a handshake on both rosters at once; the owner's may have up to `items_limit` items.
+    async fn shake(&self, handshake: Handshake, items_limit: usize) -> Result<Outcome, StoreError>;
+    /// The requests that wait on an owner, with who asks, in the order of their JIDs.
+    async fn requests(&self, owner: String) -> Result<Vec<(String, Request)>, StoreError>;
+    /// Removes all items and requests, and the owner from the rosters of those named in the items.
+    /// The version goes on, so that a later roster of the same name has none that was given out
+    /// before. Gives what has changed for the others.
+    async fn clear(&self, owner: String) -> Result<Vec<Pushed>, StoreError>;
 }
 
 /// The item that a change makes of an old one; `None` for a removal.
@@ -94,6 +102,15 @@ fn after(change: &Change, old: Option<&Item>) -> Option<Item> {
     }
 }
 
+/// Whether a change answers what the other may have asked.
+fn answers(change: &Change) -> bool {
+    let subscription = match change {
+        Change::Put(item) => item.subscription(),
+        Change::Edit { .. } | Change::Remove { .. } => Subscription::None,
+    };
+    matches!(subscription, Subscription::From | Subscription::Both)
+}
+
 /// The JID that a change is about.
 fn subject(change: &Change) -> &str {
     match change {
@@ -106,6 +123,17 @@ fn subject(change: &Change) -> &str {
 fn size(item: &Item) -> usize {
     let groups: usize = item.groups.iter().map(|group| group.len() + 8).sum();
     item.jid.len() + item.name.len() + groups + 32
+}
+
+/// What is left of an item when the account it names is gone; `None` when it stood for nothing.
+fn bereft(item: &Item) -> Option<Item> {
+    let left = Item {
+        subscription: Subscription::None.into(),
+        ask: false,
+        approved: false,
+        ..item.clone()
+    };
+    (left != *item).then_some(left)
 }
 
 /// What a push of a removal carries.

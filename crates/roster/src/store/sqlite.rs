@@ -9,12 +9,17 @@ use chancery_api::roster::{Item, Subscription};
 use chancery_store::rusqlite::{self, Connection, OptionalExtension, Row, Transaction, params};
 use chancery_store::{Db, Migration, Migrations, Profile, ReadPool, StoreError, open};
 
-use super::{Change, Changed, ROSTER_BYTES_LIMIT, Roster, Store, after, removed, size, subject};
+use super::handshake::{Side, play};
+use super::{
+    Change, Changed, Handshake, Outcome, Pushed, REQUESTS_LIMIT, ROSTER_BYTES_LIMIT, Request,
+    Roster, Shaken, Store, after, answers, bereft, removed, size, subject,
+};
 
-const MIGRATIONS: Migrations = Migrations::new(&[Migration {
-    version: 1,
-    name: "rosters and items",
-    sql: "
+const MIGRATIONS: Migrations = Migrations::new(&[
+    Migration {
+        version: 1,
+        name: "rosters and items",
+        sql: "
 CREATE TABLE roster (
   owner TEXT PRIMARY KEY,
   version INTEGER NOT NULL,
@@ -32,7 +37,22 @@ CREATE TABLE item (
   PRIMARY KEY (owner, jid)
 ) WITHOUT ROWID;
 ",
-}]);
+    },
+    Migration {
+        version: 2,
+        name: "requests that wait for an answer",
+        sql: "
+CREATE TABLE request (
+  owner TEXT NOT NULL, -- who is asked
+  jid TEXT NOT NULL, -- who asks
+  stanza BLOB NOT NULL,
+  policy_version INTEGER NOT NULL,
+  PRIMARY KEY (owner, jid)
+) WITHOUT ROWID;
+CREATE INDEX request_by_jid ON request (jid);
+",
+    },
+]);
 
 const ITEM: &str = "SELECT jid, name, subscription, ask, approved, groups FROM item";
 
@@ -154,11 +174,28 @@ fn apply(
     change: &Change,
     items_limit: usize,
 ) -> Result<Changed, StoreError> {
-    let mut totals = totals(transaction, owner)?;
     let jid = subject(change);
     let old = find(transaction, owner, jid)?;
     let new = after(change, old.as_ref());
-    let item = match (new, &old) {
+    if answers(change) {
+        transaction
+            .prepare_cached("DELETE FROM request WHERE owner = ?1 AND jid = ?2")?
+            .execute(params![owner, jid])?;
+    }
+    replace(transaction, owner, jid, old.as_ref(), new, items_limit)
+}
+
+/// Makes an item what it is to be.
+fn replace(
+    transaction: &Transaction<'_>,
+    owner: &str,
+    jid: &str,
+    old: Option<&Item>,
+    new: Option<Item>,
+    items_limit: usize,
+) -> Result<Changed, StoreError> {
+    let mut totals = totals(transaction, owner)?;
+    let item = match (new, old) {
         (None, None) => return Ok(Changed::NotFound),
         (None, Some(old)) => {
             transaction
@@ -174,7 +211,7 @@ fn apply(
             });
         }
         (Some(new), old) => {
-            totals.bytes += number(size(&new)) - number(old.as_ref().map_or(0, size));
+            totals.bytes += number(size(&new)) - number(old.map_or(0, size));
             totals.items += i64::from(old.is_none());
             let too_many = old.is_none() && totals.items > number(items_limit);
             if too_many || totals.bytes > number(ROSTER_BYTES_LIMIT) {
@@ -192,6 +229,124 @@ fn apply(
         version: version(totals.version)?,
         item,
     })
+}
+
+fn side(db: &Connection, owner: &str, other: &str) -> Result<Side, StoreError> {
+    let mut query = db.prepare_cached("SELECT 1 FROM request WHERE owner = ?1 AND jid = ?2")?;
+    Ok(Side {
+        item: find(db, owner, other)?,
+        asked: query.exists(params![owner, other])?,
+    })
+}
+
+fn requests_of(db: &Connection, owner: &str) -> Result<usize, StoreError> {
+    let mut query = db.prepare_cached("SELECT count(*) FROM request WHERE owner = ?1")?;
+    let count: i64 = query.query_row(params![owner], |row| row.get(0))?;
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// Writes one side. `Err` in the result: a limit.
+fn write_side(
+    transaction: &Transaction<'_>,
+    (owner, jid): (&str, &str),
+    (before, after): (&Side, Side),
+    request: &Request,
+    items_limit: usize,
+) -> Result<Result<Option<Pushed>, Outcome>, StoreError> {
+    if after.asked && !before.asked {
+        transaction
+            .prepare_cached("INSERT INTO request VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![
+                owner,
+                jid,
+                request.stanza,
+                request.policy_version.cast_signed()
+            ])?;
+    } else if before.asked && !after.asked {
+        transaction
+            .prepare_cached("DELETE FROM request WHERE owner = ?1 AND jid = ?2")?
+            .execute(params![owner, jid])?;
+    }
+    let old = before.item.as_ref();
+    Ok(
+        match replace(transaction, owner, jid, old, after.item, items_limit)? {
+            Changed::Yes { version, item } => Ok(Some(Pushed {
+                owner: owner.to_owned(),
+                version,
+                item,
+            })),
+            Changed::No { .. } | Changed::NotFound => Ok(None),
+            Changed::Full => Err(Outcome::Full),
+        },
+    )
+}
+
+fn shake(
+    transaction: &Transaction<'_>,
+    handshake: &Handshake,
+    items_limit: usize,
+) -> Result<Outcome, StoreError> {
+    let (owner, peer) = (handshake.owner.as_str(), handshake.peer.as_str());
+    let own = side(transaction, owner, peer)?;
+    let other = side(transaction, peer, owner)?;
+    if handshake.remove && own.item.is_none() {
+        return Ok(Outcome::NotFound);
+    }
+    let room = requests_of(transaction, peer)? < REQUESTS_LIMIT;
+    let (mut own_after, mut other_after) = (own.clone(), other.clone());
+    let (delivered, answered) = play(handshake, &mut own_after, &mut other_after, room);
+    let mut shaken = Shaken {
+        delivered,
+        answered,
+        ..Shaken::default()
+    };
+    let request = &handshake.request;
+    let sides = (&own, own_after);
+    match write_side(transaction, (owner, peer), sides, request, items_limit)? {
+        Ok(pushed) => shaken.own = pushed,
+        Err(full) => return Ok(full),
+    }
+    if handshake.heard {
+        let sides = (&other, other_after);
+        match write_side(transaction, (peer, owner), sides, request, items_limit)? {
+            Ok(pushed) => shaken.peer = pushed,
+            Err(full) => return Ok(full),
+        }
+    }
+    Ok(Outcome::Done(Box::new(shaken)))
+}
+
+fn clear(transaction: &Transaction<'_>, owner: &str) -> Result<Vec<Pushed>, StoreError> {
+    let named: Vec<String> = transaction
+        .prepare_cached("SELECT jid FROM item WHERE owner = ?1 ORDER BY jid")?
+        .query_map(params![owner], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    transaction.execute("DELETE FROM item WHERE owner = ?1", params![owner])?;
+    transaction.execute(
+        "DELETE FROM request WHERE owner = ?1 OR jid = ?1",
+        params![owner],
+    )?;
+    transaction.execute(
+        "UPDATE roster SET version = version + 1, items = 0, bytes = 0 WHERE owner = ?1",
+        params![owner],
+    )?;
+    let mut pushed = Vec::new();
+    for jid in named {
+        let Some(old) = find(transaction, &jid, owner)? else {
+            continue;
+        };
+        let Some(left) = bereft(&old) else { continue };
+        // It gets no longer: no limit can stop it.
+        let changed = replace(transaction, &jid, owner, Some(&old), Some(left), usize::MAX)?;
+        if let Changed::Yes { version, item } = changed {
+            pushed.push(Pushed {
+                owner: jid,
+                version,
+                item,
+            });
+        }
+    }
+    Ok(pushed)
 }
 
 #[async_trait]
@@ -233,19 +388,48 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn clear(&self, owner: String) -> Result<(), StoreError> {
+    async fn shake(&self, handshake: Handshake, items_limit: usize) -> Result<Outcome, StoreError> {
         self.writer
             .call(move |db| {
                 let transaction =
                     db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-                transaction.execute("DELETE FROM item WHERE owner = ?1", params![owner])?;
-                transaction.execute(
-                    "UPDATE roster SET version = version + 1, items = 0, bytes = 0 \
-                     WHERE owner = ?1",
-                    params![owner],
+                let outcome = shake(&transaction, &handshake, items_limit)?;
+                // Else nothing at all has happened.
+                if matches!(outcome, Outcome::Done(_)) {
+                    transaction.commit()?;
+                }
+                Ok(outcome)
+            })
+            .await
+    }
+
+    async fn requests(&self, owner: String) -> Result<Vec<(String, Request)>, StoreError> {
+        self.reader
+            .call(move |db| {
+                let mut query = db.prepare_cached(
+                    "SELECT jid, stanza, policy_version FROM request WHERE owner = ?1 ORDER BY jid",
                 )?;
+                let rows = query.query_map(params![owner], |row| {
+                    let version: i64 = row.get(2)?;
+                    let request = Request {
+                        stanza: row.get(1)?,
+                        policy_version: version.cast_unsigned(),
+                    };
+                    Ok((row.get(0)?, request))
+                })?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    async fn clear(&self, owner: String) -> Result<Vec<Pushed>, StoreError> {
+        self.writer
+            .call(move |db| {
+                let transaction =
+                    db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                let pushed = clear(&transaction, &owner)?;
                 transaction.commit()?;
-                Ok(())
+                Ok(pushed)
             })
             .await
     }
