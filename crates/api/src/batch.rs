@@ -37,7 +37,7 @@ macro_rules! sequenced {
     };
 }
 
-use crate::wire::{archive, directory, policy, presence};
+use crate::wire::{archive, directory, policy, presence, roster};
 
 batches! {
     archive::v1::AppendItemBatch => archive::v1::AppendItem,
@@ -54,6 +54,8 @@ batches! {
     presence::v1::AttachUpBatch => presence::v1::AttachUp,
     directory::v1::WatchDownBatch => directory::v1::WatchDown,
     directory::v1::WatchUpBatch => directory::v1::WatchUp,
+    roster::v1::WatchDownBatch => roster::v1::WatchDown,
+    roster::v1::WatchUpBatch => roster::v1::WatchUp,
 }
 
 sequenced! {

@@ -28,7 +28,7 @@ pub use error::ApiError;
 pub use lane::{Answer, Answers, Lane, LaneError, LanePeer, LaneService};
 pub use link::Link;
 pub use roles::{Caller, Role};
-pub use watch::{Confirmations, Followers};
+pub use watch::{Confirmations, Feeds, Followers, send_up};
 pub use wire::api::v1::{Code, Decision, Denial, Kind, Verdict};
 
 /// The generated messages and gRPC stubs, laid out as their packages are.

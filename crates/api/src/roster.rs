@@ -21,10 +21,17 @@ service! {
         handshake(HandshakeRequest) -> HandshakeResponse, "roster.handshake", true;
         /// Requests that wait for an answer.
         requests(RequestsRequest) -> RequestsResponse, "roster.requests", true;
+        /// Whom an account has blocked.
+        blocks(BlocksRequest) -> BlocksResponse, "roster.blocks", true;
+        /// Blocks or unblocks.
+        block(BlockRequest) -> BlockResponse, "roster.block", true;
         /// Removes a whole roster.
         clear(ClearRequest) -> ClearResponse, "roster.clear", true;
     }
     lanes {}
-    links {}
+    links {
+        /// Block lists and their changes.
+        watch (WatchDownBatch => WatchDown) -> (WatchUpBatch => WatchUp), WatchStream, "roster.watch";
+    }
     streams {}
 }

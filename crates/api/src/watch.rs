@@ -1,13 +1,13 @@
-//! [`Followers`]: who follows a versioned state, and up to which version each has confirmed.
-//!
-//! So that what a person changes can return when those who act on it have it.
+//! [`Followers`]: who follows a versioned state, and up to which version each has confirmed, so that
+//! what a person changes can return when those who act on it have it. [`Feeds`]: the changes on
+//! their way to them. It refuses to wait for any follower while a change is published.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 /// Followers by name. Cheap to clone.
@@ -20,6 +20,64 @@ struct State {
     confirmed: Mutex<HashMap<String, (u64, u64)>>,
     joins: Mutex<u64>,
     changed: Notify,
+}
+
+/// Followers at once.
+const FOLLOWERS_LIMIT: usize = 256;
+/// Changes that wait for one follower; one more and it is let go.
+const FEED_LIMIT: usize = 256;
+/// How long a follower may take nothing before it is let go.
+const LAG_LIMIT: Duration = Duration::from_secs(5);
+
+/// Changes on their way to those who follow.
+pub struct Feeds<T>(Mutex<Vec<mpsc::Sender<T>>>);
+
+impl<T> Default for Feeds<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+}
+
+impl<T: Clone> Feeds<T> {
+    /// Gives a change to all followers. Called in the order of versions. Says how many did not keep
+    /// up and were let go: their feed ends.
+    pub fn publish(&self, change: &T) -> usize {
+        let mut let_go = 0;
+        self.0
+            .lock()
+            .retain(|feed| match feed.try_send(change.clone()) {
+                Ok(()) => true,
+                Err(mpsc::error::TrySendError::Closed(_)) => false,
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    let_go += 1;
+                    false
+                }
+            });
+        let_go
+    }
+
+    /// The changes from now on; none when there are too many followers.
+    pub fn feed(&self) -> Option<mpsc::Receiver<T>> {
+        let mut feeds = self.0.lock();
+        feeds.retain(|feed| !feed.is_closed());
+        if feeds.len() >= FOLLOWERS_LIMIT {
+            return None;
+        }
+        let (feed, changes) = mpsc::channel(FEED_LIMIT);
+        feeds.push(feed);
+        Some(changes)
+    }
+}
+
+/// Sends one item up a link; false when the follower is gone or takes nothing.
+pub async fn send_up<T>(up: &mpsc::Sender<T>, item: T) -> bool {
+    match tokio::time::timeout(LAG_LIMIT, up.send(item)).await {
+        Ok(sent) => sent.is_ok(),
+        Err(_) => {
+            tracing::warn!("a follower takes nothing");
+            false
+        }
+    }
 }
 
 /// A follower's membership; ends when dropped.

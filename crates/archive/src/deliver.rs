@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use chancery_api::Kind;
-use chancery_api::archive::{Form, Outcome, Target};
+use chancery_api::archive::{Audience, Form, Outcome, Target};
 use chancery_xmpp::routing::{self, Delivery, Nobody, SessionState};
 
-use crate::follower::{FollowerKey, Queued, StreamId};
+use crate::follower::{Follower, FollowerKey, Queued, StreamId};
 use crate::item::{Envelope, Item};
 use crate::lag::Handed;
 use crate::shard::Shard;
@@ -49,11 +49,22 @@ impl<T> Shard<T> {
 
     /// The targets of an item and what its sender hears.
     fn decide(&self, item: &Item) -> (Targets, Outcome) {
-        if item.wire.interested_only {
-            // RFC 6121 §2.1.6: a push is written to every interested resource; nobody is no failure.
-            let targets = self.pushes(item.to_bare());
-            return (targets, Outcome::Committed);
-        }
+        let form: fn(&Follower) -> Form = match item.wire.audience() {
+            // RFC 6121 §2.1.6: a push is written to every interested resource.
+            Audience::Roster => |follower| match follower.interested {
+                true => Form::Push,
+                false => Form::Notice,
+            },
+            Audience::Blocks => |_| Form::Blocks,
+            Audience::Unspecified => return self.decide_by_table(item),
+        };
+        // Nobody is no failure.
+        let target = |key: &FollowerKey| Some((*key, form(self.followers.get(key)?)));
+        let keys = self.sessions(item.to_bare());
+        (keys.iter().filter_map(target).collect(), Outcome::Committed)
+    }
+
+    fn decide_by_table(&self, item: &Item) -> (Targets, Outcome) {
         let keys = self.sessions(item.to_bare());
         let states = self.states(keys);
         let plan = if item.is_to_self() && item.wire.kind() == Kind::Message {
@@ -71,14 +82,6 @@ impl<T> Shard<T> {
             targets.extend(self.sent_copies(item));
         }
         (targets, outcome)
-    }
-
-    fn pushes(&self, bare: &str) -> Targets {
-        let form = |key: &FollowerKey| match self.followers.get(key)?.interested {
-            true => Some((*key, Form::Push)),
-            false => Some((*key, Form::Notice)),
-        };
-        self.sessions(bare).iter().filter_map(form).collect()
     }
 
     /// XEP-0280 §8: copies to the sender's other sessions, never to the sending one.

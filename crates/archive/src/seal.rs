@@ -224,6 +224,7 @@ fn seal_stanza(
         .map_or("", |v| match v.denial() {
             Denial::PolicyViolation => "policy-violation",
             Denial::RemoteServerNotFound => "remote-server-not-found",
+            Denial::Blocked => "blocked",
             Denial::ServiceUnavailable | Denial::Unspecified => "service-unavailable",
         });
     let changed = !wire.received.is_empty();

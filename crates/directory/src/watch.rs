@@ -5,24 +5,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use chancery_api::directory::{WatchDown, WatchUp, watch_down};
-use chancery_api::{ApiError, Link};
+use chancery_api::{ApiError, Feeds, Link, send_up};
 use chancery_runtime::Metrics;
 use chancery_runtime::metrics::Counter;
 
 use crate::service::Inner;
 use crate::store::Snapshot;
 
-/// Followers at once: gateways and policy instances.
-const FOLLOWERS_LIMIT: usize = 256;
-/// Changes that wait for one follower; one more and it is let go.
-const FEED_LIMIT: usize = 256;
-/// How long a follower may take nothing before it is let go.
-const LAG_LIMIT: Duration = Duration::from_secs(5);
 /// How long a new link may say nothing.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// The sign of life: an empty, complete part with the version sent last.
@@ -34,7 +27,7 @@ const NAME_LIMIT_BYTES: usize = 255;
 
 /// The feeds of all followers.
 pub struct Watch {
-    feeds: Mutex<Vec<mpsc::Sender<WatchUp>>>,
+    feeds: Feeds<WatchUp>,
     let_go: Counter,
 }
 
@@ -45,34 +38,16 @@ impl Watch {
             "followers that did not keep up and had to take a new snapshot",
         );
         Self {
-            feeds: Mutex::new(Vec::new()),
+            feeds: Feeds::default(),
             let_go,
         }
     }
 
     /// Gives a change to all followers. Called in the order of versions.
     pub fn publish(&self, change: &WatchUp) {
-        self.feeds
-            .lock()
-            .retain(|feed| match feed.try_send(change.clone()) {
-                Ok(()) => true,
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    self.let_go.inc();
-                    false
-                }
-            });
-    }
-
-    fn feed(&self) -> Option<mpsc::Receiver<WatchUp>> {
-        let mut feeds = self.feeds.lock();
-        feeds.retain(|feed| !feed.is_closed());
-        if feeds.len() >= FOLLOWERS_LIMIT {
-            return None;
+        for _ in 0..self.feeds.publish(change) {
+            self.let_go.inc();
         }
-        let (feed, changes) = mpsc::channel(FEED_LIMIT);
-        feeds.push(feed);
-        Some(changes)
     }
 }
 
@@ -80,6 +55,7 @@ impl Watch {
 pub fn attach(inner: &Arc<Inner>) -> Result<Link<WatchDown, WatchUp>, ApiError> {
     let changes = inner
         .watch
+        .feeds
         .feed()
         .ok_or_else(|| ApiError::resource("too many followers of the directory"))?;
     let (theirs, ours) = Link::pair();
@@ -119,7 +95,7 @@ async fn follow(
     };
     let mut version = snapshot.version;
     for part in parts(inner.domains.list(), &snapshot) {
-        if !send(&up, part).await {
+        if !send_up(&up, part).await {
             return;
         }
     }
@@ -146,27 +122,17 @@ async fn follow(
                 Some(change) if change.version <= version => {}
                 Some(change) => {
                     version = change.version;
-                    if !send(&up, change).await {
+                    if !send_up(&up, change).await {
                         return;
                     }
                 }
             },
             _ = heartbeat.tick() => {
                 let alive = WatchUp { version, complete: true, ..WatchUp::default() };
-                if !send(&up, alive).await {
+                if !send_up(&up, alive).await {
                     return;
                 }
             }
-        }
-    }
-}
-
-async fn send(up: &mpsc::Sender<WatchUp>, item: WatchUp) -> bool {
-    match timeout(LAG_LIMIT, up.send(item)).await {
-        Ok(sent) => sent.is_ok(),
-        Err(_) => {
-            tracing::warn!("a follower of the directory takes nothing");
-            false
         }
     }
 }

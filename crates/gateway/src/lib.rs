@@ -6,6 +6,7 @@
 pub mod admission;
 mod attach;
 pub mod authority;
+mod blocks;
 pub mod config;
 mod features;
 mod follow;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use chancery_api::archive::{AppendItem, Outcome};
 use chancery_api::presence::{Act, PublishItem};
 use chancery_api::roster::{SubscriptionsRequest, SubscriptionsResponse};
-use chancery_api::{Cx, Kind, Verdict};
+use chancery_api::{Cx, Denial, Kind, Verdict};
 use chancery_runtime::trace::TraceContext;
 use chancery_xml::{Element, push_attr};
 use chancery_xmpp::stanza::{PresenceType, StanzaType};
@@ -218,7 +218,7 @@ async fn allowed(
         to.truncate(TARGETS);
     }
     let question = question(identity, to, "", trace);
-    let verdicts = gateway.policy.decide(&question).await?;
+    let verdicts = gateway.decide(&question).await?;
     let own = verdicts.first().cloned().ok_or(Away)?;
     let asked = question.to.into_iter().zip(&verdicts).skip(1);
     let targets = asked
@@ -319,7 +319,7 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
     if own.has_content {
         let to = vec![identity.account.to_string()];
         let question = question(identity, to, own.type_(), own.trace);
-        let recorded = match gateway.policy.decide_one(&question).await {
+        let recorded = match gateway.decide_one(&question).await {
             Ok(verdict) => record(gateway, identity, own, verdict).await,
             Err(undecided) => Err(undecided.into()),
         };
@@ -361,7 +361,7 @@ pub(crate) async fn directed(
         reply: answer::outage().reply(&element, None, Some(&identity.full)),
         owed: None,
     };
-    let Ok(verdict) = gateway.policy.decide_one(&question).await else {
+    let Ok(verdict) = gateway.decide_one(&question).await else {
         return outage();
     };
     gateway.permits.ruled(allows(&verdict));
@@ -372,8 +372,14 @@ pub(crate) async fn directed(
         }
     }
     if !allows(&verdict) {
-        // Looks as if the other were absent: presence to nobody is dropped (RFC 6121 §8.5.1).
-        return Handled::default();
+        // Looks as if the other were absent: presence to nobody is dropped (RFC 6121 §8.5.1). Whom
+        // one has blocked oneself, one is told (XEP-0191 §3.2).
+        let told = verdict.denial() == Denial::Blocked;
+        let error = told.then(|| answer::denied(&verdict));
+        return Handled {
+            reply: error.and_then(|error| error.reply(&element, None, Some(&identity.full))),
+            owed: None,
+        };
     }
     if !identity
         .followed

@@ -21,6 +21,7 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::{ArchiveLink, follow_archive, follow_presence};
+use crate::blocks::{Blocks, follow_blocks};
 use crate::config::Config;
 use crate::follow::{follow_directory, follow_policy};
 use crate::iq::Handlers;
@@ -86,6 +87,7 @@ pub struct Gateway {
     pub(crate) append: Lane<AppendItem, AppendAnswer>,
     pub(crate) publish: Lane<PublishItem, PublishAnswer>,
     pub(crate) policy: Policy,
+    pub(crate) blocks: Blocks,
     pub(crate) link: ArchiveLink,
     pub(crate) sessions: Sessions,
     pub(crate) handlers: Handlers,
@@ -179,6 +181,7 @@ impl Gateway {
             append: parts.archive.append(peer.clone()),
             publish: parts.presence.publish(peer),
             policy: Policy::new(decide, parts.tracer.clone(), parts.failpoints.clone()),
+            blocks: Blocks::default(),
             link: ArchiveLink::default(),
             sessions: Sessions::default(),
             handlers: Handlers::standard(),
@@ -216,7 +219,7 @@ impl Gateway {
 
     /// Everything that is followed until the sessions are gone.
     fn follow(gateway: &Arc<Self>, services: &Tasks) {
-        let all: [(&'static str, BoxFuture<'static, ()>); 5] = [
+        let all: [(&'static str, BoxFuture<'static, ()>); 6] = [
             (
                 "gateway archive",
                 follow_archive(Arc::clone(gateway)).boxed(),
@@ -230,6 +233,7 @@ impl Gateway {
                 "gateway directory",
                 follow_directory(Arc::clone(gateway)).boxed(),
             ),
+            ("gateway blocks", follow_blocks(Arc::clone(gateway)).boxed()),
             (
                 "gateway permits",
                 permits::report(Arc::clone(gateway)).boxed(),
@@ -267,6 +271,7 @@ impl Gateway {
                 "policy",
                 self.policy.is_up() && self.policy.is_followed(self.clock.monotonic()),
             ),
+            ("roster", self.blocks.is_followed(self.clock.monotonic())),
             (
                 "directory",
                 self.directory_version.load(Ordering::Acquire) > 0,

@@ -64,7 +64,12 @@ async fn take(gateway: &Gateway, identity: &Identity, said: &Said) -> Result<(),
             .await
             .map_err(|Away| answer::outage())?;
     }
-    if !allows(&verdict) && verdict.denial() == Denial::RemoteServerNotFound {
+    if !allows(&verdict)
+        && matches!(
+            verdict.denial(),
+            Denial::RemoteServerNotFound | Denial::Blocked
+        )
+    {
         return Err(answer::denied(&verdict));
     }
     // Whoever is not heard is as one who is not there: silence (RFC 6121 §8.5.1), and the own
@@ -111,7 +116,7 @@ pub(crate) async fn ask(
         type_: act.as_str().to_owned(),
         trace,
     };
-    let verdict = gateway.policy.decide_one(&question).await;
+    let verdict = gateway.decide_one(&question).await;
     verdict.map_err(|Undecided| answer::outage())
 }
 

@@ -133,7 +133,7 @@ impl Decisions {
         let counter = match verdict.denial() {
             Denial::Unspecified => &self.allow,
             Denial::PolicyViolation => &self.violation,
-            Denial::ServiceUnavailable => &self.unavailable,
+            Denial::ServiceUnavailable | Denial::Blocked => &self.unavailable,
             Denial::RemoteServerNotFound => &self.not_found,
         };
         counter.inc();

@@ -7,6 +7,8 @@ use serde::Deserialize;
 pub const ITEMS_MAX: usize = 10_000;
 /// The most that `groups` may be set to.
 pub const GROUPS_MAX: usize = 256;
+/// The most that `blocks` may be set to: every gateway holds all lists.
+pub const BLOCKS_MAX: usize = 10_000;
 
 /// How large a roster may grow.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -16,6 +18,8 @@ pub struct Config {
     pub items: usize,
     /// Groups of one item, 0 to 256.
     pub groups: usize,
+    /// JIDs that one account may block, 0 to 10000.
+    pub blocks: usize,
 }
 
 impl Default for Config {
@@ -23,6 +27,7 @@ impl Default for Config {
         Self {
             items: 5_000,
             groups: 64,
+            blocks: 1_000,
         }
     }
 }
@@ -41,6 +46,10 @@ impl Config {
             let text = format!("must be at most {GROUPS_MAX}, is {}", self.groups);
             problems.push(("groups", text));
         }
+        if self.blocks > BLOCKS_MAX {
+            let text = format!("must be at most {BLOCKS_MAX}, is {}", self.blocks);
+            problems.push(("blocks", text));
+        }
         problems
     }
 }
@@ -55,8 +64,9 @@ mod tests {
         let bad = Config {
             items: 0,
             groups: 1_000,
+            blocks: 20_000,
         };
         let fields: Vec<_> = bad.problems().into_iter().map(|(field, _)| field).collect();
-        assert_eq!(fields, ["items", "groups"]);
+        assert_eq!(fields, ["items", "groups", "blocks"]);
     }
 }

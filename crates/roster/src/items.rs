@@ -85,15 +85,24 @@ pub fn subscription_name(subscription: Subscription) -> Option<&'static str> {
 
 /// The payload of a roster push (RFC 6121 §2.1.6), without `to`: that is each session's own.
 pub fn push(owner: &str, id: &str, version: &str, item: &Item) -> String {
-    let mut out = String::with_capacity(256 + item.name.len());
+    let mut query = String::with_capacity(128 + item.name.len());
+    query.push_str("<query xmlns='jabber:iq:roster'");
+    push_attr(&mut query, "ver", version);
+    query.push('>');
+    write(&mut query, item);
+    query.push_str("</query>");
+    iq(owner, id, &query)
+}
+
+/// A push with this payload, without `to`.
+pub fn iq(owner: &str, id: &str, payload: &str) -> String {
+    let mut out = String::with_capacity(128 + payload.len());
     out.push_str("<iq xmlns='jabber:client' type='set'");
     push_attr(&mut out, "id", id);
     push_attr(&mut out, "from", owner);
-    out.push_str("><query xmlns='jabber:iq:roster'");
-    push_attr(&mut out, "ver", version);
     out.push('>');
-    write(&mut out, item);
-    out.push_str("</query></iq>");
+    out.push_str(payload);
+    out.push_str("</iq>");
     out
 }
 

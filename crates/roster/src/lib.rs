@@ -2,6 +2,7 @@
 //! and the pushes that tell an owner's sessions of a change. It owns `roster.db`. It refuses to know
 //! who is present (presence does) and whether an owner exists (the directory does).
 
+mod blocks;
 mod config;
 mod items;
 mod push;

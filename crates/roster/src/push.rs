@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use chancery_api::archive::{AppendAnswer, AppendItem, Outcome};
+use chancery_api::archive::{AppendAnswer, AppendItem, Audience, Outcome};
 use chancery_api::{Answer, Decision, Kind, Lane, Verdict};
 use chancery_runtime::metrics::Counter;
 use chancery_runtime::{Ids, Metrics, Tasks};
@@ -78,7 +78,27 @@ impl Pushes {
             r#type: "set".to_owned(),
             id,
             payload: payload.into(),
-            interested_only: true,
+            audience: Audience::Roster.into(),
+            ..AppendItem::default()
+        });
+    }
+
+    /// Hands in a push of a block list, or with no payload the word that somebody's list has changed
+    /// whom `owner` reaches. Never waits.
+    pub fn blocks(&self, owner: &str, payload: &str) {
+        let id = format!("push-{}", self.ids.token());
+        self.hand_in(AppendItem {
+            from: owner.to_owned(),
+            to: owner.to_owned(),
+            kind: Kind::Iq.into(),
+            r#type: "set".to_owned(),
+            payload: match payload.is_empty() {
+                true => String::new(),
+                false => items::iq(owner, &id, payload),
+            }
+            .into(),
+            id,
+            audience: Audience::Blocks.into(),
             ..AppendItem::default()
         });
     }

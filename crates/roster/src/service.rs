@@ -10,19 +10,21 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 
 use chancery_api::archive::{Archive, RecordActRequest};
 use chancery_api::roster::{
-    ClearRequest, ClearResponse, GetRequest, GetResponse, HandshakeRequest, HandshakeResponse,
-    Item, PutRequest, PutResponse, RequestsRequest, RequestsResponse, Roster, SetRequest,
-    SetResponse, Subscription, SubscriptionAct, SubscriptionsRequest, SubscriptionsResponse,
+    BlockRequest, BlockResponse, BlocksRequest, BlocksResponse, ClearRequest, ClearResponse,
+    GetRequest, GetResponse, HandshakeRequest, HandshakeResponse, Item, PutRequest, PutResponse,
+    RequestsRequest, RequestsResponse, Roster, SetRequest, SetResponse, Subscription,
+    SubscriptionAct, SubscriptionsRequest, SubscriptionsResponse, WatchDown, WatchUp,
 };
-use chancery_api::{ApiError, Cx, LanePeer};
+use chancery_api::{ApiError, Cx, LanePeer, Link};
 use chancery_runtime::{Clock, Ids, Metrics, Tasks};
 use chancery_store::StoreError;
 use chancery_xmpp::subscription::Act;
 
 use crate::Config;
+use crate::blocks::{self, Blocks};
 use crate::items::{self, checked, domain, owner, subscription_name};
 use crate::push::{Pushes, Said};
-use crate::store::{Change, Changed, Handshake, Outcome, Pushed, Request, Store};
+use crate::store::{Change, Changed, Handshake, Listing, Outcome, Pushed, Request, Store};
 
 /// The name under which the roster speaks on the append lane.
 const LANE_NAME: &str = "roster";
@@ -60,12 +62,13 @@ pub enum RosterError {
 #[derive(Clone)]
 pub struct RosterService(Arc<Inner>);
 
-struct Inner {
-    config: Config,
-    store: Arc<dyn Store>,
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) store: Arc<dyn Store>,
     archive: Arc<dyn Archive>,
-    pushes: Pushes,
-    tasks: Tasks,
+    pub(crate) pushes: Pushes,
+    pub(crate) blocks: Blocks,
+    pub(crate) tasks: Tasks,
     /// Held from a change until its push is handed in, so that pushes keep the order of versions.
     orders: [Mutex<()>; ORDERS],
     changes: Arc<Semaphore>,
@@ -98,6 +101,7 @@ impl RosterService {
             store,
             archive,
             pushes,
+            blocks: Blocks::default(),
             tasks,
             orders: std::array::from_fn(|_| Mutex::new(())),
             changes: Arc::new(Semaphore::new(CHANGES_LIMIT)),
@@ -257,7 +261,7 @@ fn act(act: SubscriptionAct) -> Result<Act, ApiError> {
     }
 }
 
-fn store_error(error: StoreError) -> ApiError {
+pub(crate) fn store_error(error: StoreError) -> ApiError {
     if error.is_full() || error.is_busy() {
         return ApiError::resource(error.to_string());
     }
@@ -421,6 +425,30 @@ impl Roster for RosterService {
         Ok(RequestsResponse { waiting })
     }
 
+    async fn blocks(&self, _: &Cx, request: BlocksRequest) -> Result<BlocksResponse, ApiError> {
+        let owner = owner(&request.owner)?;
+        let jids = self.0.store.blocks_of(owner).await.map_err(store_error)?;
+        Ok(BlocksResponse { jids })
+    }
+
+    async fn block(&self, _: &Cx, request: BlockRequest) -> Result<BlockResponse, ApiError> {
+        let owner = owner(&request.owner)?;
+        let jids = blocks::prepared(&request.jids)?;
+        let listing = match (request.unblock, jids.is_empty()) {
+            (false, true) => return Err(ApiError::invalid("nobody to block")),
+            (false, false) => Listing::Block(jids),
+            (true, false) => Listing::Unblock(jids),
+            (true, true) => Listing::UnblockAll,
+        };
+        self.whole(|inner| async move { inner.block(owner, listing).await })
+            .await?;
+        Ok(BlockResponse {})
+    }
+
+    async fn watch(&self, _: &Cx) -> Result<Link<WatchDown, WatchUp>, ApiError> {
+        blocks::attach(&self.0)
+    }
+
     /// For the deletion of an account, whose sessions end: nobody there is left to push to, but
     /// those who had it on their rosters are.
     async fn clear(&self, _: &Cx, request: ClearRequest) -> Result<ClearResponse, ApiError> {
@@ -436,6 +464,7 @@ impl Roster for RosterService {
             for pushed in left.map_err(store_error)? {
                 inner.pushes.push(&pushed);
             }
+            inner.unlist(&owner).await;
             Ok(ClearResponse {})
         })
         .await

@@ -154,6 +154,8 @@ namespaces! {
     SID = "urn:xmpp:sid:0";
     /// XEP-0363
     UPLOAD = "urn:xmpp:http:upload:0";
+    /// XEP-0377
+    REPORTING = "urn:xmpp:reporting:1";
     /// XEP-0380
     EME = "urn:xmpp:eme:0";
     /// XEP-0390

@@ -116,6 +116,8 @@ pub enum Denial {
     ServiceUnavailable = 2,
     /// remote-server-not-found: no such domain is served or reachable.
     RemoteServerNotFound = 3,
+    /// not-acceptable, blocked: the sender has blocked the recipient (XEP-0191).
+    Blocked = 4,
 }
 impl Denial {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -128,6 +130,7 @@ impl Denial {
             Self::PolicyViolation => "DENIAL_POLICY_VIOLATION",
             Self::ServiceUnavailable => "DENIAL_SERVICE_UNAVAILABLE",
             Self::RemoteServerNotFound => "DENIAL_REMOTE_SERVER_NOT_FOUND",
+            Self::Blocked => "DENIAL_BLOCKED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -137,6 +140,7 @@ impl Denial {
             "DENIAL_POLICY_VIOLATION" => Some(Self::PolicyViolation),
             "DENIAL_SERVICE_UNAVAILABLE" => Some(Self::ServiceUnavailable),
             "DENIAL_REMOTE_SERVER_NOT_FOUND" => Some(Self::RemoteServerNotFound),
+            "DENIAL_BLOCKED" => Some(Self::Blocked),
             _ => None,
         }
     }

@@ -47,10 +47,9 @@ pub struct AppendItem {
     /// XEP-0334 <no-store/>: no open entry, no place in the user's archive. Evidence is written all the same.
     #[prost(bool, tag = "18")]
     pub no_store: bool,
-    /// A roster push: to every session of `to` that asked for the roster (RFC 6121 §2.1.6); the others' gateways hear
-    /// that there was one.
-    #[prost(bool, tag = "19")]
-    pub interested_only: bool,
+    /// For whom it is, where the routing table has no say.
+    #[prost(enumeration = "Audience", tag = "19")]
+    pub audience: i32,
     #[prost(string, tag = "20")]
     pub traceparent: ::prost::alloc::string::String,
 }
@@ -417,6 +416,40 @@ pub struct AttachUpBatch {
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
+pub enum Audience {
+    /// Whom the routing table names.
+    Unspecified = 0,
+    /// A roster push: to every session of `to` that asked for the roster (RFC 6121 §2.1.6); the others' gateways hear
+    /// that there was one.
+    Roster = 1,
+    /// A push of the block list to every session of `to`: its gateway knows who asked for the list (XEP-0191 §3.3).
+    /// Without payload, word that somebody else's list has changed whom `to` reaches.
+    Blocks = 2,
+}
+impl Audience {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUDIENCE_UNSPECIFIED",
+            Self::Roster => "AUDIENCE_ROSTER",
+            Self::Blocks => "AUDIENCE_BLOCKS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUDIENCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUDIENCE_ROSTER" => Some(Self::Roster),
+            "AUDIENCE_BLOCKS" => Some(Self::Blocks),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
 pub enum Outcome {
     Unspecified = 0,
     /// In the log (with a verdict to deny: evidence only), or ephemeral and handed on.
@@ -473,6 +506,8 @@ pub enum Form {
     Push = 4,
     /// A roster push that the session did not ask for: not written, the gateway only hears of the change.
     Notice = 5,
+    /// A push of the block list, or word of one.
+    Blocks = 6,
 }
 impl Form {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -487,6 +522,7 @@ impl Form {
             Self::CarbonSent => "FORM_CARBON_SENT",
             Self::Push => "FORM_PUSH",
             Self::Notice => "FORM_NOTICE",
+            Self::Blocks => "FORM_BLOCKS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -498,6 +534,7 @@ impl Form {
             "FORM_CARBON_SENT" => Some(Self::CarbonSent),
             "FORM_PUSH" => Some(Self::Push),
             "FORM_NOTICE" => Some(Self::Notice),
+            "FORM_BLOCKS" => Some(Self::Blocks),
             _ => None,
         }
     }

@@ -122,6 +122,85 @@ pub struct ClearRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClearResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlocksRequest {
+    #[prost(string, tag = "1")]
+    pub owner: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlocksResponse {
+    #[prost(string, repeated, tag = "1")]
+    pub jids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockRequest {
+    #[prost(string, tag = "1")]
+    pub owner: ::prost::alloc::string::String,
+    /// Bare or full JIDs, domains, or domains with a resource.
+    #[prost(string, repeated, tag = "2")]
+    pub jids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// They are taken off; with no JIDs, all are.
+    #[prost(bool, tag = "3")]
+    pub unblock: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchDown {
+    #[prost(oneof = "watch_down::Item", tags = "1, 2")]
+    pub item: ::core::option::Option<watch_down::Item>,
+}
+/// Nested message and enum types in `WatchDown`.
+pub mod watch_down {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Item {
+        #[prost(message, tag = "1")]
+        Hello(super::WatchHello),
+        #[prost(message, tag = "2")]
+        Confirm(super::WatchConfirm),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchHello {
+    #[prost(string, tag = "1")]
+    pub follower: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchConfirm {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchUp {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub lists: ::prost::alloc::vec::Vec<BlockList>,
+    /// Part of a snapshot: the follower replaces what it holds when `complete` arrives.
+    #[prost(bool, tag = "3")]
+    pub snapshot: bool,
+    /// Last part of a snapshot or of a change.
+    #[prost(bool, tag = "4")]
+    pub complete: bool,
+}
+/// All that one account has blocked; in a snapshot an account may come in several parts.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockList {
+    #[prost(string, tag = "1")]
+    pub owner: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub jids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchDownBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<WatchDown>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchUpBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<WatchUp>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Subscription {
@@ -427,6 +506,75 @@ pub mod roster_client {
                 .insert(GrpcMethod::new("chancery.roster.v1.Roster", "Requests"));
             self.inner.unary(req, path, codec).await
         }
+        /// Whom an account has blocked.
+        pub async fn blocks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BlocksRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlocksResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.roster.v1.Roster/Blocks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.roster.v1.Roster", "Blocks"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Blocks or unblocks; returns when every follower has it.
+        pub async fn block(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BlockRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.roster.v1.Roster/Block",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.roster.v1.Roster", "Block"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A snapshot of all block lists, then their changes, to gateways, which screen by them.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::WatchDownBatch>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchUpBatch>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.roster.v1.Roster/Watch",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.roster.v1.Roster", "Watch"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Removes a whole roster (account deletion); the peers hear of it.
         pub async fn clear(
             &mut self,
@@ -503,6 +651,27 @@ pub mod roster_server {
             tonic::Response<super::RequestsResponse>,
             tonic::Status,
         >;
+        /// Whom an account has blocked.
+        async fn blocks(
+            &self,
+            request: tonic::Request<super::BlocksRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlocksResponse>, tonic::Status>;
+        /// Blocks or unblocks; returns when every follower has it.
+        async fn block(
+            &self,
+            request: tonic::Request<super::BlockRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockResponse>, tonic::Status>;
+        /// Server streaming response type for the Watch method.
+        type WatchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchUpBatch, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A snapshot of all block lists, then their changes, to gateways, which screen by them.
+        async fn watch(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::WatchDownBatch>>,
+        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
         /// Removes a whole roster (account deletion); the peers hear of it.
         async fn clear(
             &self,
@@ -841,6 +1010,140 @@ pub mod roster_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.roster.v1.Roster/Blocks" => {
+                    #[allow(non_camel_case_types)]
+                    struct BlocksSvc<T: Roster>(pub Arc<T>);
+                    impl<T: Roster> tonic::server::UnaryService<super::BlocksRequest>
+                    for BlocksSvc<T> {
+                        type Response = super::BlocksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BlocksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Roster>::blocks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BlocksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.roster.v1.Roster/Block" => {
+                    #[allow(non_camel_case_types)]
+                    struct BlockSvc<T: Roster>(pub Arc<T>);
+                    impl<T: Roster> tonic::server::UnaryService<super::BlockRequest>
+                    for BlockSvc<T> {
+                        type Response = super::BlockResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BlockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Roster>::block(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BlockSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.roster.v1.Roster/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: Roster>(pub Arc<T>);
+                    impl<
+                        T: Roster,
+                    > tonic::server::StreamingService<super::WatchDownBatch>
+                    for WatchSvc<T> {
+                        type Response = super::WatchUpBatch;
+                        type ResponseStream = T::WatchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::WatchDownBatch>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Roster>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

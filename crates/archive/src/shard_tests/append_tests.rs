@@ -186,7 +186,7 @@ fn a_roster_push_goes_to_the_interested_and_a_notice_to_the_rest() {
     );
     let push = AppendItem {
         session: 0,
-        interested_only: true,
+        audience: chancery_api::archive::Audience::Roster.into(),
         ..ephemeral(iq("set", "b@x"))
     };
     let token = rig.append(push);

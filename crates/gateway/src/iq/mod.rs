@@ -4,6 +4,7 @@
 //! not routed and hence not decided. Refuses requests to anybody else.
 
 pub(crate) mod bind;
+pub(crate) mod blocking;
 pub(crate) mod caps;
 pub(crate) mod carbons;
 pub(crate) mod client_state;
@@ -196,6 +197,7 @@ const FEATURES: &[Feature] = &[
     (offline::manifest, offline::register),
     (stanza_id::manifest, stanza_id::register),
     (register::manifest, register::register),
+    (blocking::manifest, blocking::register),
 ];
 
 /// What was registered, ready for use.
@@ -370,17 +372,23 @@ mod tests {
             "Server Any {jabber:iq:register}query",
             "Account Get {http://jabber.org/protocol/disco#info}query",
             "Account Get {http://jabber.org/protocol/disco#items}query",
+            "Account Get {urn:xmpp:blocking}blocklist",
             "Account Get {urn:xmpp:ping}ping",
             "Account Set {urn:ietf:params:xml:ns:xmpp-session}session",
+            "Account Set {urn:xmpp:blocking}block",
+            "Account Set {urn:xmpp:blocking}unblock",
             "Account Set {urn:xmpp:carbons:2}disable",
             "Account Set {urn:xmpp:carbons:2}enable",
             "Server Any {urn:ietf:params:xml:ns:xmpp-bind}bind",
             "Server Get {http://jabber.org/protocol/disco#info}query",
             "Server Get {http://jabber.org/protocol/disco#items}query",
             "Server Get {jabber:iq:version}query",
+            "Server Get {urn:xmpp:blocking}blocklist",
             "Server Get {urn:xmpp:ping}ping",
             "Server Get {urn:xmpp:time}time",
             "Server Set {urn:ietf:params:xml:ns:xmpp-session}session",
+            "Server Set {urn:xmpp:blocking}block",
+            "Server Set {urn:xmpp:blocking}unblock",
             "Server Set {urn:xmpp:carbons:2}disable",
             "Server Set {urn:xmpp:carbons:2}enable",
         ];

@@ -5,7 +5,7 @@
 
 use chancery_api::archive::Outcome;
 use chancery_api::{ApiError, Code, Denial, LaneError, Verdict};
-use chancery_xmpp::{Condition, ErrorType, StanzaError, StreamCondition, StreamError};
+use chancery_xmpp::{Condition, ErrorType, StanzaError, StreamCondition, StreamError, ns};
 
 /// How a stanza ends for its sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,10 @@ pub(crate) fn denied(verdict: &Verdict) -> StanzaError {
         Denial::RemoteServerNotFound => {
             StanzaError::new(Condition::RemoteServerNotFound).with_type(ErrorType::Cancel)
         }
+        // XEP-0191 §3.2
+        Denial::Blocked => StanzaError::new(Condition::NotAcceptable)
+            .with_type(ErrorType::Cancel)
+            .with_app(ns::BLOCKING_ERRORS, "blocked"),
         Denial::ServiceUnavailable | Denial::Unspecified => absent(),
     }
 }

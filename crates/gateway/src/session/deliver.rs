@@ -69,7 +69,7 @@ impl Delivered {
             }
             Form::CarbonReceived => self.carbon(Direction::Received, target, reader),
             Form::CarbonSent => self.carbon(Direction::Sent, target, reader),
-            Form::Push => self.push(reader),
+            Form::Push | Form::Blocks => self.push(reader),
             Form::Notice | Form::Unspecified => None,
         }
     }

@@ -127,7 +127,7 @@ async fn bounce(gateway: &Gateway, identity: &Identity, request: &Bytes) {
         type_: "error".to_owned(),
         trace: None,
     };
-    let Ok(verdict) = gateway.policy.decide_one(&question).await else {
+    let Ok(verdict) = gateway.decide_one(&question).await else {
         return;
     };
     gateway.permits.ruled(allows(&verdict));

@@ -410,8 +410,9 @@ impl Presence for PresenceHandle {
     }
 }
 
-/// Everybody has bob on the roster.
-pub(crate) struct FakeRoster;
+/// Everybody has bob on the roster. Holds the streams of its followers open.
+#[derive(Default)]
+pub(crate) struct FakeRoster(Mutex<Vec<Link<roster::WatchUp, roster::WatchDown>>>);
 
 #[async_trait]
 impl Roster for FakeRoster {
@@ -453,6 +454,25 @@ impl Roster for FakeRoster {
         _: roster::RequestsRequest,
     ) -> Reply<roster::RequestsResponse> {
         Ok(roster::RequestsResponse::default())
+    }
+    async fn blocks(&self, _: &Cx, _: roster::BlocksRequest) -> Reply<roster::BlocksResponse> {
+        Ok(roster::BlocksResponse::default())
+    }
+    async fn block(&self, _: &Cx, _: roster::BlockRequest) -> Reply<roster::BlockResponse> {
+        no()
+    }
+    async fn watch(&self, _: &Cx) -> Reply<Link<roster::WatchDown, roster::WatchUp>> {
+        let (near, far) = Link::pair();
+        // Nobody has blocked anybody.
+        let nothing = roster::WatchUp {
+            version: 1,
+            snapshot: true,
+            complete: true,
+            ..roster::WatchUp::default()
+        };
+        far.send(nothing).await.unwrap();
+        self.0.lock().push(far);
+        Ok(near)
     }
     async fn clear(&self, _: &Cx, _: ClearRequest) -> Reply<ClearResponse> {
         no()

@@ -57,7 +57,7 @@ impl Server {
             config: Arc::new(config),
             domains: Arc::new(ArcSwap::from_pointee(vec!["a.test".to_owned()])),
             directory: Arc::clone(&directory) as _,
-            roster: Arc::new(FakeRoster),
+            roster: Arc::new(FakeRoster::default()),
             presence: Arc::new(PresenceHandle(Arc::clone(&presence))),
             policy: Arc::new(PolicyHandle(Arc::clone(&policy))),
             archive: Arc::new(ArchiveHandle(Arc::clone(&archive))),

@@ -63,6 +63,8 @@ pub(crate) struct Followed {
     waiting: Option<(u64, oneshot::Sender<()>)>,
     /// Who hears whom; kept only while roster pushes tell of changes.
     pub(crate) subscriptions: Option<Arc<SubscriptionsResponse>>,
+    /// Has asked for the block list, and is told of its changes (XEP-0191 §3.3).
+    pub(crate) wants_blocks: bool,
     /// To whom its presence was last shown, as far as policy let it.
     pub(crate) shown: Option<Arc<SubscriptionsResponse>>,
 }

@@ -295,7 +295,7 @@ pub(crate) async fn rule(
     {
         return Err(Undecided);
     }
-    let verdict = gateway.policy.decide_one(&question).await;
+    let verdict = gateway.decide_one(&question).await;
     if verdict.is_err() {
         gateway.metrics.undecided.inc();
     }

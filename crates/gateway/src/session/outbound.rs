@@ -38,6 +38,13 @@ impl Session {
         if source.is_notice() {
             return;
         }
+        if let Some(is_push) = source.is_blocks() {
+            // Whom it shows itself to depends on the lists.
+            self.publish_again(Why::Refresh);
+            if !is_push || !self.handle.identity.followed.lock().wants_blocks {
+                return;
+            }
+        }
         let entry = source.entry();
         if entry != 0 && self.rejoined && self.has_out(entry) {
             return; // came up on the old stream as well

@@ -105,6 +105,16 @@ impl Source {
         self.target().is_some_and(|t| t.form() == Form::Notice)
     }
 
+    /// A push of the block list, or with `false` only word of one.
+    pub(crate) fn is_blocks(&self) -> Option<bool> {
+        match self {
+            Self::Log(delivered, _) if self.target()?.form() == Form::Blocks => {
+                Some(!delivered.up.payload.is_empty())
+            }
+            _ => None,
+        }
+    }
+
     /// The bytes as written.
     pub(crate) fn form(&self, reader: Reader<'_>) -> Option<Bytes> {
         match self {

@@ -120,6 +120,7 @@ pub async fn conforms(store: &dyn Store) {
 
     limits(store).await;
     handshakes(store).await;
+    block_lists(store).await;
     store.clear(ALICE.into()).await.unwrap();
     let cleared = load(store, ALICE).await;
     assert_eq!(cleared.items, []);
@@ -246,6 +247,33 @@ async fn handshakes(store: &dyn Store) {
     );
     assert_eq!(left.item.name, "N");
     assert_eq!(store.requests("three@a.test".into()).await.unwrap(), []);
+}
+
+async fn block_lists(store: &dyn Store) {
+    let (one, two) = ("one@a.test", "two@a.test");
+    let list = |owner: &str, listing| store.list(owner.into(), listing, 2);
+    let jids = |jids: &[&str]| jids.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let block = |names: &[&str]| Listing::Block(jids(names));
+    let blocked = list(one, block(&["z@x", "evil.test"])).await.unwrap();
+    assert_eq!(blocked, Listed::Yes(jids(&["evil.test", "z@x"])));
+    assert_eq!(list(one, block(&["more@x"])).await.unwrap(), Listed::Full);
+    assert_eq!(list(one, block(&["z@x"])).await.unwrap(), Listed::No);
+    list(two, block(&["one@a.test"])).await.unwrap();
+    let pair = |owner: &str, jid: &str| (owner.to_owned(), jid.to_owned());
+    let all = [
+        pair(one, "evil.test"),
+        pair(one, "z@x"),
+        pair(two, "one@a.test"),
+    ];
+    assert_eq!(store.blocks().await.unwrap(), all);
+    let unblocked = list(one, Listing::Unblock(jids(&["z@x"]))).await.unwrap();
+    assert_eq!(unblocked, Listed::Yes(jids(&["evil.test"])));
+    assert_eq!(store.blocks_of(one.into()).await.unwrap(), ["evil.test"]);
+    store.clear(one.into()).await.unwrap();
+    assert_eq!(store.blocks().await.unwrap(), all[2..]);
+    let none = list(two, Listing::UnblockAll).await.unwrap();
+    assert_eq!(none, Listed::Yes(Vec::new()));
+    assert_eq!(store.blocks_of(two.into()).await.unwrap(), [""; 0]);
 }
 
 async fn limits(store: &dyn Store) {

@@ -8,10 +8,12 @@ use parking_lot::Mutex;
 use chancery_api::roster::Item;
 use chancery_store::StoreError;
 
+use super::blocks::listed;
 use super::handshake::{Side, play};
 use super::{
-    Change, Changed, Handshake, Outcome, Pushed, REQUESTS_LIMIT, ROSTER_BYTES_LIMIT, Request,
-    Roster, Shaken, Store, after, answers, bereft, removed, size, subject,
+    Change, Changed, Handshake, Listed, Listing, Outcome, Pushed, REQUESTS_LIMIT,
+    ROSTER_BYTES_LIMIT, Request, Roster, Shaken, Store, after, answers, bereft, removed, size,
+    subject,
 };
 
 /// See the module.
@@ -23,6 +25,7 @@ struct Owned {
     version: u64,
     items: BTreeMap<String, Item>,
     requests: BTreeMap<String, Request>,
+    blocks: Vec<String>,
 }
 
 impl Owned {
@@ -148,6 +151,40 @@ impl Store for MemoryStore {
         Ok(waiting.into_iter().flatten().map(pair).collect())
     }
 
+    async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let all = self.0.lock();
+        let pairs = |(owner, owned): (&String, &Owned)| {
+            let pair = |jid: &String| (owner.clone(), jid.clone());
+            owned.blocks.iter().map(pair).collect::<Vec<_>>()
+        };
+        let mut lists: Vec<_> = all.iter().flat_map(pairs).collect();
+        lists.sort();
+        Ok(lists)
+    }
+
+    async fn blocks_of(&self, owner: String) -> Result<Vec<String>, StoreError> {
+        let all = self.0.lock();
+        Ok(all
+            .get(&owner)
+            .map(|owned| owned.blocks.clone())
+            .unwrap_or_default())
+    }
+
+    async fn list(
+        &self,
+        owner: String,
+        listing: Listing,
+        limit: usize,
+    ) -> Result<Listed, StoreError> {
+        let mut all = self.0.lock();
+        let owned = all.entry(owner).or_default();
+        let listed = listed(owned.blocks.clone(), &listing, limit);
+        if let Listed::Yes(now) = &listed {
+            owned.blocks.clone_from(now);
+        }
+        Ok(listed)
+    }
+
     async fn clear(&self, owner: String) -> Result<Vec<Pushed>, StoreError> {
         let mut all = self.0.lock();
         let Some(owned) = all.get_mut(&owner) else {
@@ -155,6 +192,7 @@ impl Store for MemoryStore {
         };
         owned.version += 1;
         owned.requests.clear();
+        owned.blocks.clear();
         let named: Vec<String> = std::mem::take(&mut owned.items).into_keys().collect();
         let mut pushed = Vec::new();
         for jid in named {

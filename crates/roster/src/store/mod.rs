@@ -2,6 +2,7 @@
 //! transaction, with the rosters' next versions. It refuses to check names and limits of single
 //! items (the service does).
 
+mod blocks;
 mod handshake;
 mod memory;
 mod sqlite;
@@ -14,6 +15,7 @@ use async_trait::async_trait;
 use chancery_api::roster::{Item, Subscription};
 use chancery_store::StoreError;
 
+pub use blocks::{Listed, Listing};
 pub use handshake::{Handshake, Outcome, Pushed, REQUESTS_LIMIT, Request, Shaken};
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
@@ -75,7 +77,18 @@ pub trait Store: Send + Sync + 'static {
     async fn shake(&self, handshake: Handshake, items_limit: usize) -> Result<Outcome, StoreError>;
     /// The requests that wait on an owner, with who asks, in the order of their JIDs.
     async fn requests(&self, owner: String) -> Result<Vec<(String, Request)>, StoreError>;
-    /// Removes all items and requests, and the owner from the rosters of those named in the items.
+    /// All block lists: who, and whom, in this order.
+    async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError>;
+    /// Whom one account has blocked, in order.
+    async fn blocks_of(&self, owner: String) -> Result<Vec<String>, StoreError>;
+    /// Changes a block list that may have up to `limit` JIDs.
+    async fn list(
+        &self,
+        owner: String,
+        listing: Listing,
+        limit: usize,
+    ) -> Result<Listed, StoreError>;
+    /// Removes all items, requests and blocks, and the owner from the rosters of those named in the items.
     /// The version goes on, so that a later roster of the same name has none that was given out
     /// before. Gives what has changed for the others.
     async fn clear(&self, owner: String) -> Result<Vec<Pushed>, StoreError>;

@@ -9,10 +9,12 @@ use chancery_api::roster::{Item, Subscription};
 use chancery_store::rusqlite::{self, Connection, OptionalExtension, Row, Transaction, params};
 use chancery_store::{Db, Migration, Migrations, Profile, ReadPool, StoreError, open};
 
+use super::blocks::listed;
 use super::handshake::{Side, play};
 use super::{
-    Change, Changed, Handshake, Outcome, Pushed, REQUESTS_LIMIT, ROSTER_BYTES_LIMIT, Request,
-    Roster, Shaken, Store, after, answers, bereft, removed, size, subject,
+    Change, Changed, Handshake, Listed, Listing, Outcome, Pushed, REQUESTS_LIMIT,
+    ROSTER_BYTES_LIMIT, Request, Roster, Shaken, Store, after, answers, bereft, removed, size,
+    subject,
 };
 
 const MIGRATIONS: Migrations = Migrations::new(&[
@@ -50,6 +52,17 @@ CREATE TABLE request (
   PRIMARY KEY (owner, jid)
 ) WITHOUT ROWID;
 CREATE INDEX request_by_jid ON request (jid);
+",
+    },
+    Migration {
+        version: 3,
+        name: "block lists",
+        sql: "
+CREATE TABLE block (
+  owner TEXT NOT NULL,
+  jid TEXT NOT NULL,
+  PRIMARY KEY (owner, jid)
+) WITHOUT ROWID;
 ",
     },
 ]);
@@ -316,12 +329,36 @@ fn shake(
     Ok(Outcome::Done(Box::new(shaken)))
 }
 
+fn blocks_of(db: &Connection, owner: &str) -> Result<Vec<String>, StoreError> {
+    let mut query = db.prepare_cached("SELECT jid FROM block WHERE owner = ?1 ORDER BY jid")?;
+    let rows = query.query_map(params![owner], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn list(
+    transaction: &Transaction<'_>,
+    owner: &str,
+    listing: &Listing,
+    limit: usize,
+) -> Result<Listed, StoreError> {
+    let listed = listed(blocks_of(transaction, owner)?, listing, limit);
+    if let Listed::Yes(now) = &listed {
+        transaction.execute("DELETE FROM block WHERE owner = ?1", params![owner])?;
+        let mut insert = transaction.prepare_cached("INSERT INTO block VALUES (?1, ?2)")?;
+        for jid in now {
+            insert.execute(params![owner, jid])?;
+        }
+    }
+    Ok(listed)
+}
+
 fn clear(transaction: &Transaction<'_>, owner: &str) -> Result<Vec<Pushed>, StoreError> {
     let named: Vec<String> = transaction
         .prepare_cached("SELECT jid FROM item WHERE owner = ?1 ORDER BY jid")?
         .query_map(params![owner], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     transaction.execute("DELETE FROM item WHERE owner = ?1", params![owner])?;
+    transaction.execute("DELETE FROM block WHERE owner = ?1", params![owner])?;
     transaction.execute(
         "DELETE FROM request WHERE owner = ?1 OR jid = ?1",
         params![owner],
@@ -418,6 +455,38 @@ impl Store for SqliteStore {
                     Ok((row.get(0)?, request))
                 })?;
                 Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.reader
+            .call(move |db| {
+                let mut query =
+                    db.prepare_cached("SELECT owner, jid FROM block ORDER BY owner, jid")?;
+                let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    async fn blocks_of(&self, owner: String) -> Result<Vec<String>, StoreError> {
+        self.reader.call(move |db| blocks_of(db, &owner)).await
+    }
+
+    async fn list(
+        &self,
+        owner: String,
+        listing: Listing,
+        limit: usize,
+    ) -> Result<Listed, StoreError> {
+        self.writer
+            .call(move |db| {
+                let transaction =
+                    db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                let listed = list(&transaction, &owner, &listing, limit)?;
+                transaction.commit()?;
+                Ok(listed)
             })
             .await
     }
