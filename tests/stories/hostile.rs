@@ -1,5 +1,7 @@
 //! Hostile XML on a client's stream: each row is an input and the answers that are right for it. No
 //! row may disturb another session, reach anybody, or bring the server to complain.
+//!
+//! proves: XEP-0205
 
 mod auth;
 mod sasl;

@@ -14,6 +14,7 @@ mod hostile;
 mod kill;
 mod play;
 mod sessions;
+mod standards;
 mod tls;
 mod tokio_client;
 mod traces;

@@ -1,4 +1,6 @@
 //! Sessions that fall behind, answer late or not at all: order, once, and nothing lost.
+//!
+//! proves: RFC 6120 §10
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Rows C1 to C10 and K1: what comes before and around TLS on client streams, certificates that change
 //! while clients are connected, and who may speak on the internal channels.
+//!
+//! proves: RFC 7590
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

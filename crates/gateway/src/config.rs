@@ -17,6 +17,8 @@ use crate::tls::CertificateFiles;
 pub struct Config {
     /// Addresses for client streams that begin in clear text and must use STARTTLS.
     pub c2s: Vec<SocketAddr>,
+    /// Features that are not there and not advertised, by the names in the table of standards.
+    pub features_off: Vec<String>,
     /// Addresses for client streams that begin with TLS (XEP-0368).
     pub c2s_tls: Vec<SocketAddr>,
     /// Certificates of the domains. A domain without one gets a leaf of the local authority.
@@ -66,6 +68,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            features_off: Vec::new(),
             c2s: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5222))],
             c2s_tls: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5223))],
             certificates: Vec::new(),
@@ -106,6 +109,12 @@ impl Config {
         let mut problems = Vec::new();
         if self.c2s.is_empty() && self.c2s_tls.is_empty() {
             problems.push(("c2s", "the gateway listens nowhere".to_owned()));
+        }
+        for name in &self.features_off {
+            if !crate::iq::optional().any(|optional| optional == name) {
+                let text = format!("{name:?} is no feature that can be switched off");
+                problems.push(("features_off", text));
+            }
         }
         for (field, value) in [
             ("connections", self.connections),

@@ -176,6 +176,7 @@ impl Gateway {
         let gateway = Arc::new(Self {
             name: parts.name.into(),
             incarnation,
+            handlers: Handlers::without(&parts.config.features_off),
             config: parts.config,
             domains: parts.domains,
             append: parts.archive.append(peer.clone()),
@@ -184,7 +185,6 @@ impl Gateway {
             blocks: Blocks::default(),
             link: ArchiveLink::default(),
             sessions: Sessions::default(),
-            handlers: Handlers::standard(),
             permits: Permits::default(),
             directory_version: AtomicU64::new(0),
             ending: parts.streams.signal().clone(),

@@ -83,7 +83,8 @@ pub async fn authenticate(login: &Login) -> Result<Wire> {
         scram(&mut wire, login).await?;
     }
     wire.open(&login.domain).await?;
-    wire.element().await?;
+    let features = wire.element().await?;
+    wire.features = String::from_utf8_lossy(&features.bytes).into_owned();
     Ok(wire)
 }
 

@@ -265,9 +265,11 @@ impl Play<'_> {
                 .await?;
         }
         if on("carbons") {
-            client
-                .query("set", "<enable xmlns='urn:xmpp:carbons:2'/>")
-                .await?;
+            let enable = "<enable xmlns='urn:xmpp:carbons:2'/>";
+            let answer = client.query("set", enable).await?;
+            if answer.header.type_.as_deref() != Some("result") {
+                bail!("{}", String::from_utf8_lossy(&answer.bytes));
+            }
         }
         if on("available") {
             client.send("<presence/>").await?;

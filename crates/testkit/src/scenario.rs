@@ -11,6 +11,8 @@ use crate::server::Shape;
 pub struct Scenario {
     /// First line, what it shows.
     pub title: String,
+    /// Standards that it proves, by their names in the table of standards.
+    pub proves: Vec<String>,
     /// Wirings it runs in.
     pub shapes: Vec<Shape>,
     /// Accounts made first; they know each other unless `strangers`.
@@ -119,6 +121,7 @@ impl Scenario {
 pub fn parse(text: &str) -> Result<Scenario> {
     let mut scenario = Scenario {
         title: String::new(),
+        proves: vec![],
         shapes: vec![Shape::One, Shape::Many],
         accounts: vec![],
         strangers: false,
@@ -299,6 +302,7 @@ fn header(scenario: &mut Scenario, key: &str, value: &str, block: &str) -> Resul
     };
     match key {
         "title" => scenario.title = value.into(),
+        "proves" => scenario.proves = value.split(',').map(|s| s.trim().to_owned()).collect(),
         "shapes" => {
             scenario.shapes = words()
                 .iter()

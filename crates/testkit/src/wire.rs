@@ -27,6 +27,8 @@ pub struct Wire {
     pub exporter: Option<[u8; 32]>,
     /// The certificate that the server showed.
     pub certificate: Option<Vec<u8>>,
+    /// The features of the authenticated stream, as written.
+    pub features: String,
 }
 
 /// What comes in.
@@ -137,6 +139,7 @@ impl Wire {
             framer,
             exporter: None,
             certificate: None,
+            features: String::new(),
         }
     }
 

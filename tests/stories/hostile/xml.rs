@@ -1,4 +1,6 @@
 //! Rows A1 to A19 and B1 to B7: what is not XML as RFC 6120 §11 has it, and what is too much of it.
+//!
+//! proves: RFC 6120 §4, RFC 6120 §11
 
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ pub(crate) fn manifest() -> Manifest {
     Manifest {
         name: "bind",
         specifications: &[Specification {
-            name: "RFC 6120",
+            name: "RFC 6120 §7",
             version: "",
             status: "complete",
         }],

@@ -14,6 +14,7 @@ pub(crate) mod ping;
 pub(crate) mod register;
 pub(crate) mod roster;
 pub(crate) mod session;
+mod standards;
 pub(crate) mod stanza_id;
 pub(crate) mod stream_management;
 pub(crate) mod time;
@@ -180,6 +181,12 @@ impl Registrar {
     }
 }
 
+pub use standards::{Standard, standards};
+
+/// Features that cannot be switched off: the core of RFC 6120 and RFC 6121, and what the log does in
+/// any case.
+pub const CORE: &[&str] = &["bind", "roster", "disco", "offline", "stanza_id", "caps"];
+
 type Feature = (fn() -> Manifest, fn(&mut Registrar));
 
 /// All features, in the order in which the stream advertises them.
@@ -205,16 +212,20 @@ pub(crate) struct Handlers {
     table: HashMap<(Scope, &'static str, &'static str), Handler>,
     disco: Vec<(Scope, &'static str)>,
     stream_features: String,
+    /// Names of the features that are switched off.
+    off: Vec<String>,
     /// Verification string of the server's own capabilities.
     pub(crate) caps: String,
 }
 
 impl Handlers {
-    /// Everything that is there.
-    pub(crate) fn standard() -> Self {
+    /// Everything that is there, but for what is switched `off`.
+    pub(crate) fn without(off: &[String]) -> Self {
         let mut registrar = Registrar::default();
-        for (_, register) in FEATURES {
-            register(&mut registrar);
+        for (manifest, register) in FEATURES {
+            if !off.iter().any(|name| name == manifest().name) {
+                register(&mut registrar);
+            }
         }
         registrar.disco.sort_unstable();
         registrar.disco.dedup();
@@ -228,8 +239,14 @@ impl Handlers {
             table,
             disco,
             stream_features,
+            off: off.to_vec(),
             caps,
         }
+    }
+
+    /// Is this feature, by the name of its manifest, there?
+    pub(crate) fn is_on(&self, feature: &str) -> bool {
+        !self.off.iter().any(|name| name == feature)
     }
 
     /// What handles this payload.
@@ -276,10 +293,31 @@ pub fn manifests() -> Vec<Manifest> {
         .collect()
 }
 
+/// Features that may be switched off in the configuration.
+pub fn optional() -> impl Iterator<Item = &'static str> {
+    let names = FEATURES.iter().map(|(manifest, _)| manifest().name);
+    names.filter(|name| !CORE.contains(name))
+}
+
+/// What is advertised without the features that are `off`: namespaces in disco, of the server and of
+/// accounts, and elements of the stream features.
+pub fn advertised(off: &[String]) -> Vec<String> {
+    let handlers = Handlers::without(off);
+    let disco = handlers
+        .disco
+        .iter()
+        .map(|(_, feature)| (*feature).to_owned());
+    let stream = handlers
+        .stream_features
+        .split_inclusive('>')
+        .map(str::to_owned);
+    disco.chain(stream).collect()
+}
+
 /// The handler table for the manual.
 pub fn markdown() -> String {
     let mut out = String::new();
-    for row in Handlers::standard().rows() {
+    for row in Handlers::without(&[]).rows() {
         out.push_str("- ");
         out.push_str(&row);
         out.push('\n');
@@ -394,7 +432,7 @@ mod tests {
         ];
         let mut expected: Vec<String> = expected.iter().map(|row| (*row).to_owned()).collect();
         expected.sort();
-        assert_eq!(Handlers::standard().rows(), expected);
+        assert_eq!(Handlers::without(&[]).rows(), expected);
     }
 
     #[test]
@@ -407,7 +445,7 @@ mod tests {
 
     #[test]
     fn the_stream_advertises_what_is_there() {
-        let handlers = Handlers::standard();
+        let handlers = Handlers::without(&[]);
         let features = handlers.stream_features();
         for part in [
             "xmpp-bind'",

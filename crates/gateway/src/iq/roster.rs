@@ -24,7 +24,7 @@ pub(crate) fn manifest() -> Manifest {
         name: "roster",
         specifications: &[
             Specification {
-                name: "RFC 6121",
+                name: "RFC 6121 §2",
                 version: "",
                 status: "complete",
             },

@@ -127,7 +127,8 @@ impl Unbound {
     }
 
     async fn on_element(&mut self, element: &Element) -> Result<Option<Arc<Handle>>, Over> {
-        if &*element.header.ns == ns::SM {
+        let managed = self.gateway.handlers.is_on("stream_management");
+        if managed && &*element.header.ns == ns::SM {
             self.on_stream_management(element).await?;
             return Ok(None);
         }

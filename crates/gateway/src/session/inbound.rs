@@ -62,13 +62,13 @@ impl Session {
 
     fn on_element(&mut self, element: Element, now: Instant) {
         self.shaping.took(element.bytes.len());
-        if &*element.header.ns == ns::SM {
-            self.on_stream_management(&element, now);
-            return;
-        }
-        if &*element.header.ns == ns::CSI {
-            self.on_client_state(&element);
-            return;
+        let is_on = |feature| self.gateway.handlers.is_on(feature);
+        match &*element.header.ns {
+            ns::SM if is_on("stream_management") => {
+                return self.on_stream_management(&element, now);
+            }
+            ns::CSI if is_on("client_state") => return self.on_client_state(&element),
+            _ => {}
         }
         self.gateway.metrics.inbound.inc();
         let gateway = Arc::clone(&self.gateway);
