@@ -192,6 +192,7 @@ pub(crate) async fn publish(
     Handled {
         reply: None,
         owed: done.err().map(|Away| why),
+        ..Handled::default()
     }
 }
 
@@ -330,6 +331,7 @@ pub(crate) async fn directed(
     let outage = || Handled {
         reply: answer::outage().reply(&element, None, Some(&identity.full)),
         owed: None,
+        ..Handled::default()
     };
     let Ok(verdict) = gateway.policy.decide_one(&question).await else {
         return outage();
@@ -357,6 +359,7 @@ pub(crate) async fn directed(
                 Some(&identity.full),
             ),
             owed: None,
+            ..Handled::default()
         };
     }
     let publish = PublishItem {
