@@ -147,7 +147,7 @@ impl<T> Shard<T> {
     }
 
     /// RFC 6121 §8.5.3.2.1: a `normal` message to a resource that is not there is returned, so it
-    /// is not kept either.
+    /// is not kept either, and is in no archive of whom it did not reach (XEP-0313 §6.1).
     fn received_entry(&self, item: &Item) -> Entry {
         let entry = item.received_entry();
         let returned = entry.has(Entry::OPEN)
@@ -157,7 +157,7 @@ impl<T> Shard<T> {
                 .to_resource()
                 .is_some_and(|r| self.session_of(item.to_bare(), r).is_none());
         if returned {
-            entry.without_open()
+            entry.without_open().hidden()
         } else {
             entry
         }

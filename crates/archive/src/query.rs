@@ -466,3 +466,7 @@ fn archive_id(ring: &KeyRing, to: &str, stored: &Stored<'_>, number: u64) -> Str
         .or_else(|_| ring.archive_id(&stored.header.domain, shard, number))
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "query_tests.rs"]
+mod tests;
