@@ -100,7 +100,9 @@ async fn query(request: Request) -> PageAnswer {
     let shown = rsm::Page {
         first: ids.map(|(first, _)| first),
         last: ids.map(|(_, last)| last),
-        index: found.index,
+        // COMPAT(slixmpp 1.17): takes a page that reaches the end of the set for the last one, also
+        // when it goes backward.
+        index: found.index.filter(|_| !query.page.is_backward()),
         count: found.count,
     };
     let payload = mam::fin(found.complete, &shown);
