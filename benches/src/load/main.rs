@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)] // measures real time
 
 mod chancery;
+mod history;
 mod meter;
 mod peers;
 mod phases;

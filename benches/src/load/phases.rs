@@ -11,8 +11,8 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
-use crate::meter;
 use crate::probe::{Account, Probe};
+use crate::{history, meter};
 
 /// A server that is measured.
 pub trait Target {
@@ -55,6 +55,8 @@ pub struct Figures {
     pub login_ms: f64,
     /// Bytes an idle connection.
     pub idle_bytes: f64,
+    /// Microseconds of CPU a message paged from an archive, where there is one.
+    pub paged_us: Option<f64>,
 }
 
 /// Logins under way at once.
@@ -104,6 +106,7 @@ pub async fn measure(name: &str, target: &dyn Target, plan: &Plan) -> Result<Fig
     figures.rated_us = reached.then(|| per(rated.cpu_us, rated.delivered));
     let half = chat(target, plan, "half", Some(figures.saturated_rate / 2.0)).await?;
     figures.p99_ms = half.p99_us as f64 / 1000.0;
+    figures.paged_us = history::measure(target).await?;
     Ok(figures)
 }
 

@@ -19,7 +19,7 @@ pub fn note(text: &str) -> Result<()> {
 /// One target's figures in one line.
 pub fn line(f: &Figures) -> String {
     format!(
-        "| {} | {:.1} | {:.0} | {} | {:.1} | {:.2} | {:.1} |",
+        "| {} | {:.1} | {:.0} | {} | {:.1} | {:.2} | {:.1} | {} |",
         f.name,
         f.saturated_us,
         f.saturated_rate,
@@ -27,7 +27,8 @@ pub fn line(f: &Figures) -> String {
             .map_or("not reached".into(), |us| format!("{us:.1}")),
         f.p99_ms,
         f.login_ms,
-        f.idle_bytes / 1024.0
+        f.idle_bytes / 1024.0,
+        f.paged_us.map_or("none".into(), |us| format!("{us:.1}"))
     )
 }
 
@@ -37,7 +38,8 @@ pub fn table(rows: &[Figures], plan: &Plan, arguments: &str) -> String {
         "`cargo xtask bench load {arguments}`: {} users in pairs, {} s a phase, {} idle \
          connections, {} logins.\n\n\
          | server | saturated, µs CPU a message | messages/s | at {:.0}/s, µs CPU | p99 at half, ms \
-         | login, ms CPU | idle, KiB a connection |\n|---|---|---|---|---|---|---|\n",
+         | login, ms CPU | idle, KiB a connection | archive page, µs CPU a message |\n\
+         |---|---|---|---|---|---|---|---|\n",
         plan.users,
         plan.period.as_secs(),
         plan.idle,

@@ -19,6 +19,12 @@ service! {
         drop_mailbox(DropMailboxRequest) -> DropMailboxResponse, "archive.drop_mailbox", true;
         /// The key that exports of a domain are signed with.
         public_key(PublicKeyRequest) -> PublicKeyResponse, "archive.public_key", true;
+        /// A page of one mailbox as its owner may see it.
+        query_archive(QueryArchiveRequest) -> QueryArchiveResponse, "archive.query_archive", true;
+        /// What a mailbox's owner wants in the own archive.
+        get_preferences(GetPreferencesRequest) -> GetPreferencesResponse, "archive.get_preferences", true;
+        /// Changes that.
+        set_preferences(SetPreferencesRequest) -> SetPreferencesResponse, "archive.set_preferences", true;
         /// Where the log stands.
         status(StatusRequest) -> StatusResponse, "archive.status", true;
     }

@@ -76,6 +76,8 @@ pub(crate) struct Actor<S> {
     pub(crate) readers: usize,
     pub(crate) saving: usize,
     pub(crate) pool: ReadPool,
+    /// Closed with the log; nothing is asked of it here.
+    pub(crate) history: ReadPool,
     pub(crate) pending: Arc<PendingEntries>,
     pub(crate) ring: Arc<RwLock<KeyRing>>,
     pub(crate) room: Arc<Semaphore>,
@@ -401,6 +403,7 @@ impl<S: LogStore + Send + 'static> Actor<S> {
         if !matches!(joined.await, Ok(true)) {
             tracing::error!("a thread of the log ended badly");
         }
+        self.history.close().await;
         self.pool.close().await;
     }
 }

@@ -421,7 +421,7 @@ impl<T> Shard<T> {
             act: "delivery.deny".to_owned(),
             detail: detail.to_string(),
             sealed: serde_json::json!({ "mailbox": &*jid }).to_string(),
-            drop_mailbox: None,
+            change: None,
         };
         self.act(act, None);
     }

@@ -17,14 +17,15 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::entry::Peer;
 use crate::group::GROUP_ITEMS;
 use crate::mailbox::MailboxSave;
 use crate::metrics::ArchiveMetrics;
 use crate::pending::PendingEntries;
 use crate::recover::planned;
 use crate::seal::{self, Drawn, KeyError, Place};
-use crate::shard::{Group, NotCommitted, Record};
-use crate::store::{LogStore, Row, Writing};
+use crate::shard::{Act, Change, Group, NotCommitted, Record};
+use crate::store::{LogStore, Planned, Row, Writing};
 
 /// Jobs that wait for the thread: one group, a few writes of open sets, the end.
 pub(crate) const JOBS_LIMIT: usize = 8;
@@ -335,7 +336,7 @@ impl<S: LogStore + Send + 'static> Committer<S> {
             first: group.first,
             records: Vec::with_capacity(group.records.len()),
             mailboxes: group.mailboxes,
-            floors: Vec::new(),
+            ..Writing::default()
         };
         let mut hash = self.hash;
         let mut archive_ids = Vec::with_capacity(group.records.len());
@@ -349,19 +350,18 @@ impl<S: LogStore + Send + 'static> Committer<S> {
                     time_ms: group.time_ms,
                 };
                 let random = &mut |out: &mut [u8]| self.drawn.fill(out, &self.ids);
-                let (sealed, archive_id) = seal::seal(&ring, record, place, &hash, random)
+                let made = seal::seal(&ring, record, place, &hash, random)
                     .map_err(|error| Failure::Nothing(error.to_string()))?;
-                hash = sealed.hash;
-                archive_ids.push(archive_id);
+                hash = made.sealed.hash;
+                archive_ids.push(made.archive_id);
                 let planned = match record {
-                    Record::Stanza { entries, .. } => *entries,
-                    Record::Act { floor, .. } => {
-                        let floor = floor.map(|mailbox| (mailbox, number));
-                        writing.floors.extend(floor);
+                    Record::Stanza { entries, .. } => with_peers(*entries, made.peers),
+                    Record::Act { act, mailbox } => {
+                        note_act(&mut writing, act, *mailbox, number)?;
                         [None, None]
                     }
                 };
-                let bytes = sealed.bytes;
+                let bytes = made.sealed.bytes;
                 writing.records.push(Row { bytes, planned });
             }
         }
@@ -401,6 +401,38 @@ impl<S: LogStore + Send + 'static> Committer<S> {
             Err(Failure::Unknown(reason)) => Err(reason),
         }
     }
+}
+
+/// The entries of a record, each with who is at its other side.
+fn with_peers(mut entries: Planned, peers: Option<[Peer; 2]>) -> Planned {
+    for (slot, peer) in entries.iter_mut().zip(peers.into_iter().flatten()) {
+        if let Some((_, entry)) = slot {
+            *entry = entry.with_peer(peer);
+        }
+    }
+    entries
+}
+
+/// What an act changes of a mailbox.
+fn note_act(
+    writing: &mut Writing,
+    act: &Act,
+    mailbox: Option<i64>,
+    number: u64,
+) -> Result<(), Failure> {
+    let (Some(mailbox), Some(change)) = (mailbox, &act.change) else {
+        return Ok(());
+    };
+    match change {
+        Change::Drop(_) => writing.floors.push((mailbox, number)),
+        Change::Prefer(_, preferences) => {
+            let preferences = preferences
+                .encode()
+                .map_err(|error| Failure::Nothing(error.to_string()))?;
+            writing.preferences.push((mailbox, preferences));
+        }
+    }
+    Ok(())
 }
 
 /// Starts the checkpointing thread. It ends, after a last checkpoint, when the sender is dropped.

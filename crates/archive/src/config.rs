@@ -15,6 +15,19 @@ pub struct Config {
     pub entry_expiry_days: u32,
     /// Threads that read back what is no longer in memory.
     pub readers: u32,
+    /// Who says what people find in their own archives; the evidence has everything.
+    pub preferences: PreferencesBy,
+}
+
+/// Who says what people find in their own archives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreferencesBy {
+    /// Each for the own archive (XEP-0441).
+    #[default]
+    User,
+    /// The administrator: everything, for everybody.
+    Locked,
 }
 
 impl Default for Config {
@@ -24,6 +37,7 @@ impl Default for Config {
             mailbox_mib: 64,
             entry_expiry_days: 30,
             readers: 2,
+            preferences: PreferencesBy::User,
         }
     }
 }

@@ -12,8 +12,9 @@ use crate::entry::Entry;
 use crate::item::{Envelope, Item};
 use crate::mailbox::Open;
 use crate::memory::Answered;
+use crate::preferences::Preferences;
 use crate::shard::{
-    Act, Body, Deferred, Effect, Group, NotCommitted, Pending, Record, Shard, UnderWay,
+    Act, Body, Change, Deferred, Effect, Group, NotCommitted, Pending, Record, Shard, UnderWay,
 };
 use crate::tick::own_act;
 
@@ -34,10 +35,7 @@ impl<T> Shard<T> {
                     && (!Self::has_sent_copy(item) || self.is_loaded(item.sender_bare()))
             }
             Body::Stanza { .. } => true,
-            Body::Act { act, .. } => act
-                .drop_mailbox
-                .as_ref()
-                .is_none_or(|jid| self.is_loaded(jid)),
+            Body::Act { act, .. } => act.mailbox().is_none_or(|jid| self.is_loaded(jid)),
         }
     }
 
@@ -102,15 +100,12 @@ impl<T> Shard<T> {
             Body::Act { act, .. } => {
                 if act.kind == Kind::Heartbeat {
                     let act = Arc::new(self.beat(&Arc::clone(act).domain));
-                    return Record::Act { act, floor: None };
+                    return Record::Act { act, mailbox: None };
                 }
-                let floor = act
-                    .drop_mailbox
-                    .as_ref()
-                    .and_then(|jid| self.make(jid, made));
+                let mailbox = act.mailbox().and_then(|jid| self.make(jid, made));
                 return Record::Act {
                     act: Arc::clone(act),
-                    floor,
+                    mailbox,
                 };
             }
             Body::Stanza {
@@ -131,9 +126,11 @@ impl<T> Shard<T> {
             if self.reserve(&item, received) {
                 *outcome = Recorded::Logged;
                 *entry = Some(received);
+                let received = self.preferred(received, item.to_bare(), &item.wire.from);
                 entries[0] = self.make(item.to_bare(), made).map(|id| (id, received));
                 if Self::has_sent_copy(&item) {
                     let sent = item.sent_entry();
+                    let sent = self.preferred(sent, item.sender_bare(), &item.wire.to);
                     entries[1] = self.make(item.sender_bare(), made).map(|id| (id, sent));
                 }
             } else {
@@ -150,7 +147,7 @@ impl<T> Shard<T> {
     }
 
     /// RFC 6121 §8.5.3.2.1: a `normal` message to a resource that is not there is returned, so it
-    /// is not kept either.
+    /// is not kept either, and is in no archive of whom it did not reach (XEP-0313 §6.1).
     fn received_entry(&self, item: &Item) -> Entry {
         let entry = item.received_entry();
         let returned = entry.has(Entry::OPEN)
@@ -160,9 +157,22 @@ impl<T> Shard<T> {
                 .to_resource()
                 .is_some_and(|r| self.session_of(item.to_bare(), r).is_none());
         if returned {
-            entry.without_open()
+            entry.without_open().hidden()
         } else {
             entry
+        }
+    }
+
+    /// XEP-0441: hidden where the mailbox's owner does not want it in the own archive.
+    fn preferred(&self, entry: Entry, owner: &str, peer: &str) -> Entry {
+        let preferences = self
+            .mailboxes
+            .get(owner)
+            .and_then(|mailbox| mailbox.preferences.as_ref());
+        if preferences.is_none_or(|preferences| preferences.keeps(peer)) {
+            entry
+        } else {
+            entry.hidden()
         }
     }
 
@@ -231,9 +241,13 @@ impl<T> Shard<T> {
         self.effects.push(Effect::Release(pending.units));
         match pending.body {
             Body::Act { act, token } => {
-                if let Some(jid) = &act.drop_mailbox {
+                if let Some(jid) = act.mailbox() {
                     self.unpin(jid);
-                    self.dropped(jid, number);
+                }
+                match &act.change {
+                    Some(Change::Drop(jid)) => self.dropped(jid, number),
+                    Some(Change::Prefer(jid, preferences)) => self.prefer(jid, preferences),
+                    None => {}
                 }
                 if let Some(token) = token {
                     self.effects.push(Effect::Acted(token, Some(number)));
@@ -272,6 +286,14 @@ impl<T> Shard<T> {
         }
         for (item, token) in pending.trailing {
             self.route_ephemeral(item, token);
+        }
+    }
+
+    fn prefer(&mut self, jid: &str, preferences: &Preferences) {
+        if !self.settings.preferences_locked
+            && let Some(mailbox) = self.mailboxes.get_mut(jid)
+        {
+            mailbox.preferences = Some(preferences.clone());
         }
     }
 
@@ -336,7 +358,7 @@ impl<T> Shard<T> {
         self.effects.push(Effect::Release(pending.units));
         match pending.body {
             Body::Act { act, token } => {
-                if let Some(jid) = &act.drop_mailbox {
+                if let Some(jid) = act.mailbox() {
                     self.unpin(jid);
                 }
                 if let Some(token) = token {

@@ -8,6 +8,7 @@ use chancery_api::archive::{AppendItem, AttachUp, Deliver, Target, attach_up};
 use chancery_api::{Decision, Kind, Verdict};
 use chancery_evidence::{IdempotencyKey, Opened, RECORD_LIMIT_BYTES, Stored};
 use chancery_xmpp::routing::Facts;
+use chancery_xmpp::stanza::{MessageType, StanzaType};
 
 use crate::entry::Entry;
 use crate::route;
@@ -154,16 +155,24 @@ impl Item {
         self.allowed && self.wire.kind() != Kind::Presence && !self.wire.ephemeral
     }
 
+    /// Whether users find it in their archives: what is a conversation (XEP-0313), and nothing that
+    /// its sender's hints exclude (XEP-0334).
+    fn is_archived(&self) -> bool {
+        let hinted = self.wire.no_store || self.wire.no_archive;
+        let conversation = matches!(
+            self.facts.type_,
+            StanzaType::Message(MessageType::Chat | MessageType::Normal)
+        );
+        conversation && !hinted
+    }
+
     fn flags(&self) -> u8 {
         let mut flags = 0;
         let mut set = |on: bool, flag: u8| flags |= if on { flag } else { 0 };
         set(self.wire.has_body, Entry::BODY);
         set(self.wire.no_copy, Entry::NO_COPY);
         set(self.wire.no_store, Entry::NO_STORE);
-        set(
-            self.wire.no_store || self.wire.kind() == Kind::Iq,
-            Entry::HIDDEN,
-        );
+        set(!self.is_archived(), Entry::HIDDEN);
         flags
     }
 

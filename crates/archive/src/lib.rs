@@ -3,7 +3,8 @@
 //! a stanza, to ask policy, and to know who is on a roster.
 //!
 //! Start reading at `shard.rs` (the state machine), then `deliver.rs` (who gets what), `commit.rs`
-//! (the one durable transaction) and `service.rs` (what drives them).
+//! (the one durable transaction), `query.rs` (what people find again) and `service.rs` (what drives
+//! them).
 
 mod accept;
 mod actor;
@@ -15,12 +16,15 @@ mod entry;
 mod export;
 mod follower;
 mod group;
+mod history;
 mod item;
 mod lag;
 mod mailbox;
 mod memory;
 mod metrics;
 mod pending;
+mod preferences;
+mod query;
 mod read;
 mod recover;
 mod route;
@@ -38,5 +42,5 @@ mod shard_tests;
 #[cfg(test)]
 mod store_suite;
 
-pub use config::Config;
+pub use config::{Config, PreferencesBy};
 pub use service::{ArchiveService, Parts, StartError};

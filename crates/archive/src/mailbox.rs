@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::entry::Entry;
 use crate::follower::FollowerKey;
+use crate::preferences::Preferences;
 
 /// An entry that nobody has acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub(crate) struct MailboxRow {
     pub(crate) entries: Vec<(u64, Entry)>,
     /// The number of the last entry.
     pub(crate) last: u64,
+    /// What its owner wants in the own archive, as stored.
+    pub(crate) preferences: Option<Vec<u8>>,
 }
 
 /// What is written of a mailbox.
@@ -46,6 +49,8 @@ pub(crate) struct Mailbox {
     pub(crate) id: i64,
     /// Whether its row exists.
     pub(crate) created: bool,
+    /// What its owner wants in the own archive; `None`: everything.
+    pub(crate) preferences: Option<Preferences>,
     pub(crate) floor: u64,
     pub(crate) last_entry: u64,
     pub(crate) open: BTreeMap<u64, Open>,
@@ -68,6 +73,7 @@ impl Mailbox {
         Self {
             id,
             created: false,
+            preferences: None,
             floor: 0,
             last_entry: 0,
             open: BTreeMap::new(),
@@ -91,6 +97,7 @@ impl Mailbox {
         };
         mailbox.floor = row.floor;
         mailbox.last_entry = row.last;
+        mailbox.preferences = row.preferences.as_deref().and_then(Preferences::decode);
         for (number, open) in decode(&row.open)? {
             mailbox.insert(number, open);
         }
@@ -148,6 +155,7 @@ impl Mailbox {
     /// Nothing up to `floor` is ever delivered again.
     pub(crate) fn drop_below(&mut self, floor: u64) {
         self.floor = floor;
+        self.preferences = None;
         self.open.clear();
         self.open_bytes = 0;
         self.dirty = false;
@@ -274,6 +282,7 @@ mod tests {
                 (7, Entry::new(Entry::SENT, 5)),
             ],
             last: 7,
+            preferences: None,
         };
         let mut mailbox = Mailbox::from_row(row, Instant::now(), 9).unwrap();
         assert_eq!(mailbox.open.keys().copied().collect::<Vec<_>>(), [3, 6]);

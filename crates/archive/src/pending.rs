@@ -92,6 +92,28 @@ impl<L: LogReader> LogReader for WithPending<'_, L> {
         Ok(entries)
     }
 
+    fn entries_down(
+        &self,
+        mailbox: i64,
+        after: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Entry)>, StoreError> {
+        let pending = self.pending.of(mailbox, after, end);
+        let mut entries = self.log.entries_down(mailbox, after, end, limit)?;
+        if !pending.is_empty() {
+            entries.extend(pending);
+            entries.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+            entries.dedup_by_key(|(number, _)| *number);
+            entries.truncate(limit);
+        }
+        Ok(entries)
+    }
+
+    fn last_record(&self) -> Result<u64, StoreError> {
+        self.log.last_record()
+    }
+
     fn entry(&self, mailbox: i64, number: u64) -> Result<Option<Entry>, StoreError> {
         match self.pending.get(mailbox, number) {
             Some(entry) => Ok(Some(entry)),
@@ -183,6 +205,9 @@ mod tests {
                         let within = expected.iter().filter(|(n, _)| *n > after && *n <= end);
                         let page: Vec<_> = within.take(limit).copied().collect();
                         assert_eq!(log.entries(mailbox, after, end, limit).unwrap(), page);
+                        let within = expected.iter().filter(|(n, _)| *n > after && *n <= end);
+                        let page: Vec<_> = within.rev().take(limit).copied().collect();
+                        assert_eq!(log.entries_down(mailbox, after, end, limit).unwrap(), page);
                     }
                 }
                 let found: BTreeSet<_> = (1..=LAST)

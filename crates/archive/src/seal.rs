@@ -14,6 +14,7 @@ use chancery_evidence::{
 use chancery_runtime::Ids;
 use chancery_store::StoreError;
 
+use crate::entry::Peer;
 use crate::item::{Item, domain_of};
 use crate::shard::{Act, Record};
 
@@ -188,21 +189,33 @@ pub(crate) fn domain_of_record(record: &Record) -> &str {
     }
 }
 
-/// Seals a record; gives its archive id too, which only an entry needs.
+/// A sealed record, and what only its entries need.
+pub(crate) struct Made {
+    pub(crate) sealed: Sealed,
+    pub(crate) archive_id: String,
+    /// The other side of the recipient's entry, and of the sender's.
+    pub(crate) peers: Option<[Peer; 2]>,
+}
+
+/// Seals a record.
 pub(crate) fn seal(
     ring: &KeyRing,
     record: &Record,
     place: Place,
     previous: &Hash,
     random: Random<'_>,
-) -> Result<(Sealed, String), EvidenceError> {
+) -> Result<Made, EvidenceError> {
     match record {
         Record::Stanza { item, outcome, .. } => {
             seal_stanza(ring, item, *outcome, place, previous, random)
         }
         Record::Act { act, .. } => {
             let sealed = seal_act(ring, act, place, previous, random)?;
-            Ok((sealed, String::new()))
+            Ok(Made {
+                sealed,
+                archive_id: String::new(),
+                peers: None,
+            })
         }
     }
 }
@@ -214,7 +227,7 @@ fn seal_stanza(
     place: Place,
     previous: &Hash,
     random: Random<'_>,
-) -> Result<(Sealed, String), EvidenceError> {
+) -> Result<Made, EvidenceError> {
     let wire = &item.wire;
     let domain = item.domain();
     let keys = ring.domain(domain)?;
@@ -228,6 +241,8 @@ fn seal_stanza(
             Denial::ServiceUnavailable | Denial::Unspecified => "service-unavailable",
         });
     let changed = !wire.received.is_empty();
+    let sender = keys.pseudonym(item.sender_bare());
+    let recipient = keys.pseudonym(item.to_bare());
     let draft = Draft {
         domain,
         shard: place.shard,
@@ -252,8 +267,8 @@ fn seal_stanza(
         retention: RETENTION,
         gateway: &wire.gateway,
         key: item.key,
-        sender: Some(keys.pseudonym(item.sender_bare())),
-        recipients: &[keys.pseudonym(item.to_bare())],
+        sender: Some(sender),
+        recipients: &[recipient],
         detail: "",
         content: ContentRef {
             from: &wire.from,
@@ -272,7 +287,11 @@ fn seal_stanza(
     let theirs = ring.archive_id(domain_of(item.to_bare()), place.shard, place.number);
     // A domain without keys of its own is not ours: then the id is the sender's.
     let archive_id = theirs.or_else(|_| keys.archive_id(place.shard, place.number))?;
-    Ok((sealed, archive_id))
+    Ok(Made {
+        sealed,
+        archive_id,
+        peers: Some([Peer::of(&sender), Peer::of(&recipient)]),
+    })
 }
 
 fn seal_act(

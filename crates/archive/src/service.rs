@@ -11,9 +11,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chancery_api::archive::{
     AppendAnswer, AppendItem, Archive, AttachDown, AttachUp, DropMailboxRequest,
-    DropMailboxResponse, ExportChunk, ExportRequest, PublicKeyRequest, PublicKeyResponse,
-    RecordActRequest, RecordActResponse, SettleRequest, SettleResponse, StatusRequest,
-    StatusResponse,
+    DropMailboxResponse, ExportChunk, ExportRequest, GetPreferencesRequest, GetPreferencesResponse,
+    PublicKeyRequest, PublicKeyResponse, QueryArchiveRequest, QueryArchiveResponse,
+    RecordActRequest, RecordActResponse, SetPreferencesRequest, SetPreferencesResponse,
+    SettleRequest, SettleResponse, StatusRequest, StatusResponse,
 };
 use chancery_api::{Answers, ApiError, Cx, Lane, LanePeer, LaneService, Link};
 use chancery_evidence::{DEPLOYMENT, KeyRing, Kind};
@@ -22,17 +23,18 @@ use chancery_store::{Profile, ReadPool};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::Config;
 use crate::actor::{Actor, Command, Token, now};
 use crate::commit::{Committer, Fatal, Making, Pace, start_checkpoints};
+use crate::config::{Config, PreferencesBy};
 use crate::export::{CHUNKS_LIMIT, Export};
+use crate::history::History;
 use crate::item::{bare_len, domain_of};
 use crate::metrics::ArchiveMetrics;
 pub use crate::recover::StartError;
 use crate::recover::{Opened, take_over};
 use crate::seal::{Drawn, kind_of_act};
 use crate::settle::LANES_LIMIT;
-use crate::shard::{Act, Settings, Shard};
+use crate::shard::{Act, Change, Settings, Shard};
 use crate::store::LogStore;
 use crate::tick::own_act;
 
@@ -82,6 +84,7 @@ struct Inner {
     next_stream: AtomicU64,
     ring: Arc<RwLock<KeyRing>>,
     log: PathBuf,
+    history: History,
     clock: Clock,
     tracer: Tracer,
     failpoints: Failpoints,
@@ -149,6 +152,15 @@ impl ArchiveService {
         };
         let readers = parts.config.readers.max(1) as usize;
         let pool = ReadPool::open("archive-read", log, Profile::log(), readers)?;
+        // Of its own: whoever reads old messages does not hold the sequencer up.
+        let history = History {
+            pool: ReadPool::open("archive-history", log, Profile::log(), readers)?,
+            pending: Arc::clone(&pending),
+            ring: Arc::clone(&ring),
+            shard: SHARD,
+            locked: parts.config.preferences == PreferencesBy::Locked,
+            fatal: Arc::clone(&fatal),
+        };
         let (commits, commit_thread) = committer.start(done_sender).map_err(StartError::Thread)?;
         let (checkpoints, checkpoint_thread) =
             start_checkpoints(log, parts.clock.clone(), Arc::clone(&fatal))?;
@@ -168,6 +180,7 @@ impl ArchiveService {
             readers,
             saving: 0,
             pool,
+            history: history.pool.clone(),
             pending,
             ring: Arc::clone(&ring),
             room: Arc::clone(&room),
@@ -187,6 +200,7 @@ impl ArchiveService {
             next_stream: AtomicU64::new(1),
             ring,
             log: log.to_owned(),
+            history,
             clock: parts.clock,
             tracer: parts.tracer,
             failpoints: parts.failpoints,
@@ -219,6 +233,7 @@ fn settings(config: &Config) -> Settings {
         mailbox_entries: config.mailbox_entries,
         mailbox_bytes: u64::from(config.mailbox_mib) * 1024 * 1024,
         expiry_ms: i64::from(config.entry_expiry_days) * 24 * 3_600 * 1_000,
+        preferences_locked: config.preferences == PreferencesBy::Locked,
     }
 }
 
@@ -365,7 +380,7 @@ impl Archive for ArchiveService {
             detail: readable(&request.act, &request.detail),
             act: request.act,
             sealed: request.detail,
-            drop_mailbox: None,
+            change: None,
         };
         Ok(RecordActResponse {
             number: self.inner.act(act).await?,
@@ -387,7 +402,7 @@ impl Archive for ArchiveService {
             act: "mailbox.drop".to_owned(),
             detail: serde_json::json!({ "act": "mailbox.drop" }).to_string(),
             sealed: serde_json::json!({ "mailbox": &request.jid }).to_string(),
-            drop_mailbox: Some(request.jid.as_str().into()),
+            change: Some(Change::Drop(request.jid.as_str().into())),
         };
         Ok(DropMailboxResponse {
             floor: self.inner.act(act).await?,
@@ -409,6 +424,33 @@ impl Archive for ArchiveService {
         Ok(PublicKeyResponse {
             key_id: key.id(),
             key: raw.into(),
+        })
+    }
+
+    async fn query_archive(
+        &self,
+        _cx: &Cx,
+        request: QueryArchiveRequest,
+    ) -> Result<QueryArchiveResponse, ApiError> {
+        self.inner.history.query(request).await
+    }
+
+    async fn get_preferences(
+        &self,
+        _cx: &Cx,
+        request: GetPreferencesRequest,
+    ) -> Result<GetPreferencesResponse, ApiError> {
+        self.inner.history.preferences(request).await
+    }
+
+    async fn set_preferences(
+        &self,
+        _cx: &Cx,
+        request: SetPreferencesRequest,
+    ) -> Result<SetPreferencesResponse, ApiError> {
+        let act = self.inner.history.preferring(request)?;
+        Ok(SetPreferencesResponse {
+            number: self.inner.act(act).await?,
         })
     }
 
@@ -481,7 +523,7 @@ impl Archive for ArchiveService {
             act: "evidence.export".to_owned(),
             detail: detail.to_string(),
             sealed: String::new(),
-            drop_mailbox: None,
+            change: None,
         };
         let head = self.inner.act(act).await?;
         let export = Export {

@@ -16,6 +16,7 @@ use crate::follower::{Follower, FollowerKey, Gateway, Stream, StreamId};
 use crate::item::{Envelope, Item};
 use crate::mailbox::{Mailbox, MailboxRow, MailboxSave};
 use crate::memory::Memory;
+use crate::preferences::Preferences;
 use crate::read::{ReadPage, ReadRange};
 use crate::settle::{KeyWait, SettleWait};
 
@@ -32,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) mailbox_entries: u32,
     pub(crate) mailbox_bytes: u64,
     pub(crate) expiry_ms: i64,
+    /// Everybody's archive has everything, whatever anybody has said.
+    pub(crate) preferences_locked: bool,
 }
 
 /// The time, as the caller of a step read it.
@@ -70,8 +73,26 @@ pub(crate) struct Act {
     pub(crate) detail: String,
     /// Sealed.
     pub(crate) sealed: String,
-    /// The mailbox of which nothing below this record is delivered again.
-    pub(crate) drop_mailbox: Option<Arc<str>>,
+    /// What it changes of a mailbox.
+    pub(crate) change: Option<Change>,
+}
+
+/// A change of one mailbox that is a record.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// Nothing below this record is delivered again.
+    Drop(Arc<str>),
+    /// What its owner wants in the own archive from here on.
+    Prefer(Arc<str>, Preferences),
+}
+
+impl Act {
+    /// The mailbox that it changes.
+    pub(crate) fn mailbox(&self) -> Option<&Arc<str>> {
+        match self.change.as_ref()? {
+            Change::Drop(jid) | Change::Prefer(jid, _) => Some(jid),
+        }
+    }
 }
 
 /// One record of a group.
@@ -84,7 +105,7 @@ pub(crate) enum Record {
     },
     Act {
         act: Arc<Act>,
-        floor: Option<i64>,
+        mailbox: Option<i64>,
     },
 }
 
@@ -259,8 +280,8 @@ impl<T> Shard<T> {
 
     /// Queues a record that no stanza makes.
     pub(crate) fn act(&mut self, act: Act, token: Option<T>) {
-        if let Some(jid) = &act.drop_mailbox {
-            self.want(&Arc::clone(jid), 1);
+        if let Some(jid) = act.mailbox() {
+            self.want(jid, 1);
         }
         self.enqueue(
             0,
@@ -327,6 +348,9 @@ impl<T> Shard<T> {
             Mailbox::new(id, now.monotonic)
         });
         mailbox.pins = pins;
+        if self.settings.preferences_locked {
+            mailbox.preferences = None;
+        }
         mailbox.expire(now.wall_ms - self.settings.expiry_ms);
         if let Some(slot) = self.mailboxes.get_mut(jid) {
             *slot = mailbox;

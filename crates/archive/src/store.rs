@@ -18,10 +18,11 @@ const NUMBER_BITS: u32 = 48;
 /// Entries above its row that are read of one mailbox at a time.
 const TAIL_ENTRIES: usize = 1_000_000;
 
-const SCHEMA: Migrations = Migrations::new(&[Migration {
-    version: 1,
-    name: "records, entries, mailboxes, head",
-    sql: "
+const SCHEMA: Migrations = Migrations::new(&[
+    Migration {
+        version: 1,
+        name: "records, entries, mailboxes, head",
+        sql: "
         CREATE TABLE record (
             key INTEGER PRIMARY KEY,
             entries BLOB NOT NULL,
@@ -49,7 +50,13 @@ const SCHEMA: Migrations = Migrations::new(&[Migration {
             hash BLOB NOT NULL
         ) STRICT;
     ",
-}]);
+    },
+    Migration {
+        version: 2,
+        name: "what the owner of a mailbox wants in the own archive",
+        sql: "ALTER TABLE mailbox ADD COLUMN preferences BLOB",
+    },
+]);
 
 /// A record up to which all entries have their rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +85,8 @@ pub(crate) struct Writing {
     pub(crate) mailboxes: Vec<(i64, Arc<str>)>,
     /// Mailboxes of which nothing up to the number is delivered again.
     pub(crate) floors: Vec<(i64, u64)>,
+    /// What the owners of mailboxes want in their archives.
+    pub(crate) preferences: Vec<(i64, Vec<u8>)>,
 }
 
 /// A shard's log, as its one writer sees it. Every backend passes `store_suite`.
@@ -130,6 +139,16 @@ pub(crate) trait LogReader {
         end: u64,
         limit: usize,
     ) -> Result<Vec<(u64, Entry)>, StoreError>;
+    /// The same in the other order, from `end` down.
+    fn entries_down(
+        &self,
+        mailbox: i64,
+        after: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Entry)>, StoreError>;
+    /// The number of the last record; 0 without any.
+    fn last_record(&self) -> Result<u64, StoreError>;
     /// The entry of a record in a mailbox.
     fn entry(&self, mailbox: i64, number: u64) -> Result<Option<Entry>, StoreError>;
     /// Records from `first` to `last`, at most `limit`, in order.
@@ -275,9 +294,16 @@ impl LogStore for SqliteLog<Connection> {
                 )?;
                 made.execute(params![id, shard, jid.as_ref()])?;
             }
+            for (mailbox, preferences) in &writing.preferences {
+                let mut keep = transaction
+                    .prepare_cached("UPDATE mailbox SET preferences = ?2 WHERE id = ?1")?;
+                keep.execute(params![mailbox, preferences])?;
+            }
             for (mailbox, floor) in &writing.floors {
+                // Whoever gets the name next begins anew.
                 let mut raise = transaction.prepare_cached(
-                    "UPDATE mailbox SET floor = ?2, upto = ?2, open = x'' WHERE id = ?1",
+                    "UPDATE mailbox SET floor = ?2, upto = ?2, open = x'', preferences = NULL
+                     WHERE id = ?1",
                 )?;
                 raise.execute(params![mailbox, stored(*floor)])?;
             }
@@ -347,10 +373,30 @@ impl SqliteLog<Connection> {
     }
 }
 
+impl SqliteLog<&Connection> {
+    /// Entries of a mailbox above the first number of a range, up to the second.
+    fn range(
+        &self,
+        statement: &str,
+        mailbox: i64,
+        (after, end): (u64, u64),
+        limit: usize,
+    ) -> Result<Vec<(u64, Entry)>, StoreError> {
+        let mut find = self.connection.prepare_cached(statement)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = find.query_map(
+            params![mailbox, self.key(after), self.key(end), limit],
+            |row| Ok((number(row.get(0)?), Entry::from_stored(row.get(1)?))),
+        )?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
 impl LogReader for SqliteLog<&Connection> {
     fn row(&self, jid: &str) -> Result<Option<MailboxRow>, StoreError> {
         let mut find = self.connection.prepare_cached(
-            "SELECT id, floor, upto, open FROM mailbox WHERE shard = ?1 AND jid = ?2",
+            "SELECT id, floor, upto, open, preferences FROM mailbox
+             WHERE shard = ?1 AND jid = ?2",
         )?;
         Ok(find
             .query_row(params![self.shard, jid], |row| {
@@ -359,6 +405,7 @@ impl LogReader for SqliteLog<&Connection> {
                     floor: row.get::<_, i64>(1)?.cast_unsigned(),
                     upto: row.get::<_, i64>(2)?.cast_unsigned(),
                     open: row.get(3)?,
+                    preferences: row.get(4)?,
                     ..MailboxRow::default()
                 })
             })
@@ -389,16 +436,30 @@ impl LogReader for SqliteLog<&Connection> {
         end: u64,
         limit: usize,
     ) -> Result<Vec<(u64, Entry)>, StoreError> {
-        let mut find = self.connection.prepare_cached(
-            "SELECT key, entry FROM entry WHERE mailbox = ?1 AND key > ?2 AND key <= ?3
-             ORDER BY key LIMIT ?4",
-        )?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = find.query_map(
-            params![mailbox, self.key(after), self.key(end), limit],
-            |row| Ok((number(row.get(0)?), Entry::from_stored(row.get(1)?))),
-        )?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let statement = "SELECT key, entry FROM entry
+             WHERE mailbox = ?1 AND key > ?2 AND key <= ?3 ORDER BY key LIMIT ?4";
+        self.range(statement, mailbox, (after, end), limit)
+    }
+
+    fn entries_down(
+        &self,
+        mailbox: i64,
+        after: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Entry)>, StoreError> {
+        let statement = "SELECT key, entry FROM entry
+             WHERE mailbox = ?1 AND key > ?2 AND key <= ?3 ORDER BY key DESC LIMIT ?4";
+        self.range(statement, mailbox, (after, end), limit)
+    }
+
+    fn last_record(&self) -> Result<u64, StoreError> {
+        let mut last = self
+            .connection
+            .prepare_cached("SELECT max(key) FROM record WHERE key BETWEEN ?1 AND ?2")?;
+        let ends = params![self.key(0), self.key(u64::MAX)];
+        let last: Option<i64> = last.query_row(ends, |row| row.get(0))?;
+        Ok(last.map_or(0, number))
     }
 
     fn entry(&self, mailbox: i64, number: u64) -> Result<Option<Entry>, StoreError> {

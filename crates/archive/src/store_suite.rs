@@ -88,6 +88,12 @@ fn suite<S: LogStore>(
     assert_eq!(read(&log).record(2).unwrap().unwrap(), 2_u64.to_be_bytes());
     assert!(read(&log).record(4).unwrap().is_none());
     assert_eq!(read(&log).entries(1, 1, 9, 9).unwrap(), [(3, entry)]);
+    let down = read(&log).entries_down(1, 0, 9, 9).unwrap();
+    assert_eq!(down, [(3, entry), (1, entry)]);
+    assert_eq!(read(&log).entries_down(1, 0, 2, 9).unwrap(), [(1, entry)]);
+    assert_eq!(read(&log).entries_down(1, 0, 9, 1).unwrap(), [(3, entry)]);
+    assert_eq!(read(&log).entries_down(1, 3, u64::MAX, 9).unwrap(), []);
+    assert_eq!(read(&log).last_record().unwrap(), 3);
     assert_eq!(read(&log).entry(1, 2).unwrap(), None);
     assert_eq!(read(&log).entry(1 << 40, 3).unwrap(), Some(large));
 
@@ -119,22 +125,37 @@ fn suite<S: LogStore>(
         (&[7][..], &[(3, entry)][..])
     );
 
-    // A floor is never lowered by an older open set.
+    // What an owner wants is kept with the mailbox, over the writing of open sets.
+    let row = read(&log).row("b@x").unwrap().unwrap();
+    assert_eq!(row.preferences, None);
     log.append(&Writing {
-        floors: vec![(1, 4)],
+        preferences: vec![(1, vec![1]), (1, vec![2])],
         ..writing(4, 1)
     })
     .unwrap();
     log.save(&[save(0, 3)]).unwrap();
-    assert_eq!(read(&log).mailbox("b@x").unwrap().unwrap().floor, 4);
+    assert_eq!(
+        read(&log).row("b@x").unwrap().unwrap().preferences,
+        Some(vec![2])
+    );
+
+    // A floor is never lowered by an older open set, and ends what the owner wanted.
+    log.append(&Writing {
+        floors: vec![(1, 5)],
+        ..writing(5, 1)
+    })
+    .unwrap();
+    log.save(&[save(0, 3)]).unwrap();
+    let row = read(&log).mailbox("b@x").unwrap().unwrap();
+    assert_eq!((row.floor, row.preferences), (5, None));
 
     // A later writer finds it all, under a higher epoch; the one before writes nothing more.
     let mut late = again();
     let head = late.open([0; 32]).unwrap();
     assert_eq!((head.epoch, head.number, head.hash), (2, 3, [3; 32]));
-    assert!(log.append(&writing(5, 1)).is_err(), "fenced");
+    assert!(log.append(&writing(6, 1)).is_err(), "fenced");
     assert!(
-        log.make_entries(&mut std::iter::empty(), 4, [4; 32])
+        log.make_entries(&mut std::iter::empty(), 5, [4; 32])
             .is_err(),
         "fenced"
     );
@@ -145,9 +166,9 @@ fn suite<S: LogStore>(
         page.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
         [2, 3]
     );
-    late.append(&writing(5, 1)).unwrap();
-    make(&mut late, &[], 5, 5);
-    assert_eq!(read(&late).head().unwrap().unwrap().number, 5);
+    late.append(&writing(6, 1)).unwrap();
+    make(&mut late, &[], 6, 6);
+    assert_eq!(read(&late).head().unwrap().unwrap().number, 6);
 }
 
 #[test]

@@ -188,6 +188,6 @@ pub(crate) fn own_act(kind: Kind, domain: String, act: &str, detail: String) -> 
         act: act.to_owned(),
         detail,
         sealed: String::new(),
-        drop_mailbox: None,
+        change: None,
     }
 }

@@ -1,5 +1,5 @@
 //! Block lists (XEP-0191) as this gateway follows them from the roster service, and the screening of
-//! stanzas by them. Held whole, so that no stanza waits for another service (ADR 16).
+//! stanzas by them. Held whole, so that no stanza waits for another service (ADR 17).
 //!
 //! Refuses to change a list. A gateway that has not heard of the lists for the lease has none, and
 //! lets nothing pass.

@@ -199,6 +199,7 @@ pub(crate) async fn publish(
     Handled {
         reply: None,
         owed: done.err().map(|Away| why),
+        ..Handled::default()
     }
 }
 
@@ -360,6 +361,7 @@ pub(crate) async fn directed(
     let outage = || Handled {
         reply: answer::outage().reply(&element, None, Some(&identity.full)),
         owed: None,
+        ..Handled::default()
     };
     let Ok(verdict) = gateway.decide_one(&question).await else {
         return outage();
@@ -378,7 +380,7 @@ pub(crate) async fn directed(
         let error = told.then(|| answer::denied(&verdict));
         return Handled {
             reply: error.and_then(|error| error.reply(&element, None, Some(&identity.full))),
-            owed: None,
+            ..Handled::default()
         };
     }
     if !identity
@@ -393,6 +395,7 @@ pub(crate) async fn directed(
                 Some(&identity.full),
             ),
             owed: None,
+            ..Handled::default()
         };
     }
     let publish = PublishItem {

@@ -41,7 +41,10 @@ pub(crate) async fn handshake(
         Ok(()) => None,
         Err(error) => error.reply(&said.element, None, Some(&identity.full)),
     };
-    Handled { reply, owed: None }
+    Handled {
+        reply,
+        ..Handled::default()
+    }
 }
 
 async fn take(gateway: &Gateway, identity: &Identity, said: &Said) -> Result<(), StanzaError> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use chancery_api::archive::{
-    AppendAnswer, AppendItem, Archive, AttachDown, AttachUp, DropMailboxRequest,
+    self as log, AppendAnswer, AppendItem, Archive, AttachDown, AttachUp, DropMailboxRequest,
     DropMailboxResponse, ExportChunk, ExportRequest, PublicKeyRequest, PublicKeyResponse,
     RecordActRequest, RecordActResponse, SettleRequest, SettleResponse, StatusRequest,
     StatusResponse,
@@ -80,6 +80,9 @@ facade! {
         drop_mailbox: DropMailboxRequest => DropMailboxResponse,
         public_key: PublicKeyRequest => PublicKeyResponse,
         status: StatusRequest => StatusResponse,
+        query_archive: log::QueryArchiveRequest => log::QueryArchiveResponse,
+        get_preferences: log::GetPreferencesRequest => log::GetPreferencesResponse,
+        set_preferences: log::SetPreferencesRequest => log::SetPreferencesResponse,
     }
     async fn record_act(&self, _cx: &Cx, act: RecordActRequest) -> Result<RecordActResponse, ApiError> {
         if self.away.load(Ordering::SeqCst) {

@@ -90,6 +90,30 @@ impl Archive for Log {
         Err(ApiError::denied("not here"))
     }
 
+    async fn query_archive(
+        &self,
+        _: &Cx,
+        _: QueryArchiveRequest,
+    ) -> Result<QueryArchiveResponse, ApiError> {
+        Err(ApiError::denied("not here"))
+    }
+
+    async fn get_preferences(
+        &self,
+        _: &Cx,
+        _: GetPreferencesRequest,
+    ) -> Result<GetPreferencesResponse, ApiError> {
+        Err(ApiError::denied("not here"))
+    }
+
+    async fn set_preferences(
+        &self,
+        _: &Cx,
+        _: SetPreferencesRequest,
+    ) -> Result<SetPreferencesResponse, ApiError> {
+        Err(ApiError::denied("not here"))
+    }
+
     fn append(&self, peer: LanePeer) -> Lane<AppendItem, AppendAnswer> {
         *self.peer.lock() = Some(peer.clone());
         Lane::local(self.lane.clone(), peer)

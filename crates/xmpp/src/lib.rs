@@ -5,11 +5,15 @@
 
 pub mod caps;
 pub mod carbons;
+pub mod datetime;
 pub mod error;
 pub mod exempt;
+pub mod forms;
 pub mod jid;
+pub mod mam;
 pub mod ns;
 pub mod routing;
+pub mod rsm;
 pub mod stanza;
 pub mod strip;
 pub mod subscription;

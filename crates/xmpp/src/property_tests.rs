@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use bytes::Bytes;
-use chancery_xml::{Element, Limits, push_attr, scan};
+use chancery_xml::{Element, Limits, escape_text, push_attr, scan};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::stanza::{StanzaHeader, kind_of};
 use crate::strip::strip;
-use crate::{Condition, StanzaError, exempt, jid, ns};
+use crate::{Condition, StanzaError, datetime, exempt, jid, mam, ns};
 
 fn part() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -104,6 +104,73 @@ fn stanza() -> impl Strategy<Value = Element> {
     })
 }
 
+/// Queries of the archive, right and wrong.
+fn archive_query() -> impl Strategy<Value = String> {
+    let values = prop_oneof![
+        address(),
+        "[0-9]{1,12}",
+        "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{0,9})?(Z|[+-][0-9]{2}:[0-9]{2})",
+        proptest::sample::select(vec!["", "-1", "1e9", "urn:xmpp:mam:2", "true", "' OR 1=1"])
+            .prop_map(str::to_owned),
+    ];
+    let names = vec![
+        "FORM_TYPE",
+        "with",
+        "start",
+        "end",
+        "after-id",
+        "before-id",
+        "ids",
+        "include-groupchat",
+        "x",
+    ];
+    let field =
+        (proptest::sample::select(names), vec(values.clone(), 0..3)).prop_map(|(name, values)| {
+            let mut out = format!("<field var='{name}'>");
+            for value in values {
+                out.push_str("<value>");
+                escape_text(&mut out, &value);
+                out.push_str("</value>");
+            }
+            out + "</field>"
+        });
+    let paging = proptest::sample::select(vec!["max", "after", "before", "index", "x"]);
+    let paging = (paging, values).prop_map(|(name, value)| {
+        let mut out = format!("<{name}>");
+        escape_text(&mut out, &value);
+        out + &format!("</{name}>")
+    });
+    let form = (
+        proptest::sample::select(vec!["submit", "form"]),
+        any::<bool>(),
+        vec(field, 0..4),
+    );
+    let form = form.prop_map(|(type_, typed, fields)| {
+        let typed = if typed {
+            "<field var='FORM_TYPE'><value>urn:xmpp:mam:2</value></field>"
+        } else {
+            ""
+        };
+        format!(
+            "<x xmlns='jabber:x:data' type='{type_}'>{typed}{}</x>",
+            fields.concat()
+        )
+    });
+    let set = vec(paging, 0..4).prop_map(|inner| {
+        format!(
+            "<set xmlns='http://jabber.org/protocol/rsm'>{}</set>",
+            inner.concat()
+        )
+    });
+    (vec(form, 0..2), vec(set, 0..2)).prop_map(|(forms, sets)| {
+        format!(
+            "<query xmlns='urn:xmpp:mam:2'>{}{}</query>",
+            forms.concat(),
+            sets.concat()
+        )
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -119,6 +186,48 @@ proptest! {
             if let Ok(same) = jid::parse(&upper) {
                 prop_assert_eq!(same.to_bare(), jid.to_bare());
             }
+        }
+    }
+
+    #[test]
+    fn every_archive_query_is_bounded_or_refused(xml in archive_query()) {
+        let query: minidom::Element = xml.parse().unwrap();
+        match mam::Query::read(&query) {
+            Ok(query) => {
+                prop_assert!(query.ids.len() <= mam::IDS_MAX);
+                prop_assert!(query.page.index.is_none_or(|index| index == 0));
+                let ids = [&query.after_id, &query.before_id, &query.page.after];
+                prop_assert!(ids.into_iter().flatten().all(|id| !id.is_empty()));
+                if let Some(with) = &query.with {
+                    let again = jid::parse(with.as_str());
+                    prop_assert_eq!(again.as_ref(), Ok(with));
+                }
+                // no later than the end of year 9999, wherever that was said
+                let limit = 253_402_300_800_000 + 86_400_000;
+                let times = [query.start_ms, query.end_ms];
+                prop_assert!(times.into_iter().flatten().all(|time| time.abs() <= limit));
+            }
+            Err(error) => prop_assert!(matches!(
+                error.condition,
+                Condition::BadRequest
+                    | Condition::JidMalformed
+                    | Condition::ItemNotFound
+                    | Condition::FeatureNotImplemented
+            )),
+        }
+    }
+
+    #[test]
+    fn a_time_is_read_or_refused(text in "\\PC{0,32}", at in any::<prop::sample::Index>()) {
+        let _ = datetime::parse(&text);
+        let right = "2026-02-28T23:59:59.999Z";
+        let mut changed: Vec<char> = right.chars().collect();
+        let place = at.index(changed.len());
+        changed[place] = text.chars().next().unwrap_or('x');
+        let changed: String = changed.into_iter().collect();
+        if let Some(time) = datetime::parse(&changed) {
+            prop_assert!(changed.is_ascii());
+            prop_assert!((-62_200_000_000_000..253_402_400_000_000).contains(&time));
         }
     }
 

@@ -52,6 +52,9 @@ pub struct AppendItem {
     pub audience: i32,
     #[prost(string, tag = "20")]
     pub traceparent: ::prost::alloc::string::String,
+    /// No place in the user's archive: XEP-0334 <no-permanent-store/>. Kept for who is absent all the same.
+    #[prost(bool, tag = "21")]
+    pub no_archive: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppendAnswer {
@@ -394,6 +397,119 @@ pub struct StatusResponse {
     #[prost(uint64, tag = "3")]
     pub open_entries: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueryArchiveRequest {
+    /// Bare JID of the mailbox.
+    #[prost(string, tag = "1")]
+    pub jid: ::prost::alloc::string::String,
+    /// Bare or full JID of the other side; empty = everybody.
+    #[prost(string, tag = "2")]
+    pub with: ::prost::alloc::string::String,
+    /// Both inclusive.
+    #[prost(int64, optional, tag = "3")]
+    pub start_ms: ::core::option::Option<i64>,
+    #[prost(int64, optional, tag = "4")]
+    pub end_ms: ::core::option::Option<i64>,
+    /// Archive ids that bound the set, exclusive; empty = none.
+    #[prost(string, tag = "5")]
+    pub after_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub before_id: ::prost::alloc::string::String,
+    /// Only these; the only filter then.
+    #[prost(string, repeated, tag = "7")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Archive ids that bound the page within the set (XEP-0059), exclusive; empty = none.
+    #[prost(string, tag = "8")]
+    pub page_after: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub page_before: ::prost::alloc::string::String,
+    /// The last page of what is left, not the first.
+    #[prost(bool, tag = "10")]
+    pub backward: bool,
+    /// Messages of the page, capped; 0 = only the count.
+    #[prost(uint32, tag = "11")]
+    pub max: u32,
+    /// Goes on where a page of the same query ended; 0 = from its beginning.
+    #[prost(uint64, tag = "12")]
+    pub cursor: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QueryArchiveResponse {
+    /// In the order of the archive, also when the page was read backward.
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<ArchivedMessage>,
+    /// Nothing is left in the direction of reading.
+    #[prost(bool, tag = "2")]
+    pub complete: bool,
+    /// For the next page, while there is one.
+    #[prost(uint64, tag = "3")]
+    pub cursor: u64,
+    /// The archive id at the cursor.
+    #[prost(string, tag = "4")]
+    pub cursor_id: ::prost::alloc::string::String,
+    /// Messages of the set, and the place of the first one of the page in it; where that is cheap.
+    #[prost(uint64, optional, tag = "5")]
+    pub count: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    pub index: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ArchivedMessage {
+    #[prost(string, tag = "1")]
+    pub archive_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub to: ::prost::alloc::string::String,
+    /// The stanza as delivered.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub payload: ::prost::bytes::Bytes,
+    #[prost(int64, tag = "5")]
+    pub stamp_ms: i64,
+    #[prost(uint64, tag = "6")]
+    pub policy_version: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Preferences {
+    /// For whom neither list names.
+    #[prost(enumeration = "Keep", tag = "1")]
+    pub fallback: i32,
+    /// Bare or full JIDs, normalised.
+    #[prost(string, repeated, tag = "2")]
+    pub always: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub never: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPreferencesRequest {
+    #[prost(string, tag = "1")]
+    pub jid: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPreferencesResponse {
+    /// Those in force.
+    #[prost(message, optional, tag = "1")]
+    pub preferences: ::core::option::Option<Preferences>,
+    /// The administrator has fixed them.
+    #[prost(bool, tag = "2")]
+    pub locked: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetPreferencesRequest {
+    #[prost(string, tag = "1")]
+    pub jid: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub preferences: ::core::option::Option<Preferences>,
+    /// Full JID of the session.
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetPreferencesResponse {
+    /// The record of the change.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AppendItemBatch {
     #[prost(message, repeated, tag = "1")]
@@ -570,6 +686,35 @@ impl EndReason {
             "END_REASON_CONFLICT" => Some(Self::Conflict),
             "END_REASON_LAG" => Some(Self::Lag),
             "END_REASON_DELETED" => Some(Self::Deleted),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Keep {
+    Unspecified = 0,
+    Always = 1,
+    Never = 2,
+}
+impl Keep {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KEEP_UNSPECIFIED",
+            Self::Always => "KEEP_ALWAYS",
+            Self::Never => "KEEP_NEVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KEEP_UNSPECIFIED" => Some(Self::Unspecified),
+            "KEEP_ALWAYS" => Some(Self::Always),
+            "KEEP_NEVER" => Some(Self::Never),
             _ => None,
         }
     }
@@ -836,6 +981,84 @@ pub mod archive_client {
                 .insert(GrpcMethod::new("chancery.archive.v1.Archive", "PublicKey"));
             self.inner.unary(req, path, codec).await
         }
+        /// A page of one mailbox as its owner may see it (XEP-0313), before policy is asked again.
+        pub async fn query_archive(
+            &mut self,
+            request: impl tonic::IntoRequest<super::QueryArchiveRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::QueryArchiveResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.archive.v1.Archive/QueryArchive",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.archive.v1.Archive", "QueryArchive"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a mailbox's owner wants in the own archive (XEP-0441). Never binds the evidence.
+        pub async fn get_preferences(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetPreferencesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPreferencesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.archive.v1.Archive/GetPreferences",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("chancery.archive.v1.Archive", "GetPreferences"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn set_preferences(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetPreferencesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetPreferencesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.archive.v1.Archive/SetPreferences",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("chancery.archive.v1.Archive", "SetPreferences"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn status(
             &mut self,
             request: impl tonic::IntoRequest<super::StatusRequest>,
@@ -931,6 +1154,29 @@ pub mod archive_server {
             request: tonic::Request<super::PublicKeyRequest>,
         ) -> std::result::Result<
             tonic::Response<super::PublicKeyResponse>,
+            tonic::Status,
+        >;
+        /// A page of one mailbox as its owner may see it (XEP-0313), before policy is asked again.
+        async fn query_archive(
+            &self,
+            request: tonic::Request<super::QueryArchiveRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::QueryArchiveResponse>,
+            tonic::Status,
+        >;
+        /// What a mailbox's owner wants in the own archive (XEP-0441). Never binds the evidence.
+        async fn get_preferences(
+            &self,
+            request: tonic::Request<super::GetPreferencesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPreferencesResponse>,
+            tonic::Status,
+        >;
+        async fn set_preferences(
+            &self,
+            request: tonic::Request<super::SetPreferencesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetPreferencesResponse>,
             tonic::Status,
         >;
         async fn status(
@@ -1315,6 +1561,141 @@ pub mod archive_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PublicKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.archive.v1.Archive/QueryArchive" => {
+                    #[allow(non_camel_case_types)]
+                    struct QueryArchiveSvc<T: Archive>(pub Arc<T>);
+                    impl<
+                        T: Archive,
+                    > tonic::server::UnaryService<super::QueryArchiveRequest>
+                    for QueryArchiveSvc<T> {
+                        type Response = super::QueryArchiveResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::QueryArchiveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Archive>::query_archive(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = QueryArchiveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.archive.v1.Archive/GetPreferences" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetPreferencesSvc<T: Archive>(pub Arc<T>);
+                    impl<
+                        T: Archive,
+                    > tonic::server::UnaryService<super::GetPreferencesRequest>
+                    for GetPreferencesSvc<T> {
+                        type Response = super::GetPreferencesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetPreferencesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Archive>::get_preferences(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetPreferencesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.archive.v1.Archive/SetPreferences" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetPreferencesSvc<T: Archive>(pub Arc<T>);
+                    impl<
+                        T: Archive,
+                    > tonic::server::UnaryService<super::SetPreferencesRequest>
+                    for SetPreferencesSvc<T> {
+                        type Response = super::SetPreferencesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetPreferencesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Archive>::set_preferences(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetPreferencesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

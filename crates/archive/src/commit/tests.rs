@@ -58,7 +58,7 @@ fn group(first: u64) -> Job {
     );
     let record = Record::Act {
         act: Arc::new(act),
-        floor: None,
+        mailbox: None,
     };
     Job::Group(Group {
         first,

@@ -379,7 +379,7 @@ fn a_dropped_mailbox_gives_nothing_to_the_next_owner() {
         act: "mailbox.drop".into(),
         detail: "{}".into(),
         sealed: String::new(),
-        drop_mailbox: Some("b@x".into()),
+        change: Some(crate::shard::Change::Drop("b@x".into())),
     };
     rig.shard.act(act, Some(500));
     rig.run();

@@ -23,7 +23,9 @@ use crate::entry::Entry;
 use crate::item::Envelope;
 use crate::mailbox::{MailboxRow, MailboxSave};
 use crate::read::{Range, Read};
-use crate::shard::{Act, Effect, Group, NotCommitted, Now, Record, Recovered, Settings, Shard};
+use crate::shard::{
+    Act, Change, Effect, Group, NotCommitted, Now, Record, Recovered, Settings, Shard,
+};
 
 /// A shard, the log that it writes, and all that came out of it.
 pub(super) struct Rig {
@@ -52,6 +54,7 @@ pub(super) fn settings() -> Settings {
         mailbox_entries: 10_000,
         mailbox_bytes: 64 * 1024 * 1024,
         expiry_ms: 30 * 24 * 3_600 * 1_000,
+        preferences_locked: false,
     }
 }
 
@@ -140,9 +143,15 @@ impl Rig {
                     self.envelopes.insert(number, Arc::new(envelope));
                     self.kinds.insert(number, *outcome);
                 }
-                Record::Act { act, floor } => {
-                    for row in self.rows.values_mut().filter(|row| Some(row.id) == *floor) {
-                        (row.floor, row.upto, row.open) = (number, number, Vec::new());
+                Record::Act { act, mailbox } => {
+                    let changed = self.rows.values_mut().filter(|r| Some(r.id) == *mailbox);
+                    for row in changed {
+                        if let Some(Change::Prefer(_, preferences)) = &act.change {
+                            row.preferences = Some(preferences.encode().unwrap());
+                        } else {
+                            (row.floor, row.upto, row.open) = (number, number, Vec::new());
+                            row.preferences = None;
+                        }
                     }
                     self.acts.insert(number, Arc::clone(act));
                 }

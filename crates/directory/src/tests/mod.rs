@@ -85,6 +85,30 @@ impl Archive for Log {
         Err(ApiError::denied("not here"))
     }
 
+    async fn query_archive(
+        &self,
+        _: &Cx,
+        _: QueryArchiveRequest,
+    ) -> Result<QueryArchiveResponse, ApiError> {
+        Err(ApiError::denied("not here"))
+    }
+
+    async fn get_preferences(
+        &self,
+        _: &Cx,
+        _: GetPreferencesRequest,
+    ) -> Result<GetPreferencesResponse, ApiError> {
+        Err(ApiError::denied("not here"))
+    }
+
+    async fn set_preferences(
+        &self,
+        _: &Cx,
+        _: SetPreferencesRequest,
+    ) -> Result<SetPreferencesResponse, ApiError> {
+        Err(ApiError::denied("not here"))
+    }
+
     fn append(&self, peer: LanePeer) -> Lane<AppendItem, AppendAnswer> {
         Lane::local(Arc::new(NoLane), peer)
     }

@@ -9,6 +9,7 @@ pub(crate) mod caps;
 pub(crate) mod carbons;
 pub(crate) mod client_state;
 pub(crate) mod disco;
+pub(crate) mod mam;
 pub(crate) mod offline;
 pub(crate) mod ping;
 pub(crate) mod register;
@@ -33,7 +34,9 @@ use futures_util::future::BoxFuture;
 use crate::pipeline::answer;
 use crate::service::Gateway;
 use crate::session::identity::{Change, Identity};
+use crate::session::outgoing::{Answered, Source};
 use crate::session::window::Handled;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Whom a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,6 +86,25 @@ enum Run {
     Now(fn(&Request) -> Answer),
     /// By asking a service.
     Ask(fn(Request) -> BoxFuture<'static, Answer>),
+    /// By asking for a page, which comes before the answer.
+    Page(fn(Request) -> BoxFuture<'static, PageAnswer>),
+}
+
+/// What comes before the answer, the payload of the result, and the turn that both take; or the error.
+pub(crate) type PageAnswer = Result<Page, StanzaError>;
+
+/// See [`PageAnswer`].
+pub(crate) struct Page {
+    pub(crate) before: Vec<Source>,
+    pub(crate) payload: String,
+    /// Without one there is nothing before the answer.
+    pub(crate) turn: Option<OwnedSemaphorePermit>,
+}
+
+/// How a request ends.
+enum Outcome {
+    Answer(String),
+    Page(Page),
 }
 
 /// What handles a request.
@@ -122,6 +144,18 @@ impl Handler {
             verb,
             change: None,
             run: Run::Ask(run),
+        }
+    }
+
+    /// Handles by asking for a page.
+    pub(crate) const fn page(
+        verb: Verb,
+        run: fn(Request) -> BoxFuture<'static, PageAnswer>,
+    ) -> Self {
+        Self {
+            verb,
+            change: None,
+            run: Run::Page(run),
         }
     }
 
@@ -205,6 +239,7 @@ const FEATURES: &[Feature] = &[
     (stanza_id::manifest, stanza_id::register),
     (register::manifest, register::register),
     (blocking::manifest, blocking::register),
+    (mam::manifest, mam::register),
 ];
 
 /// What was registered, ready for use.
@@ -338,14 +373,28 @@ pub(crate) async fn run(handler: Handler, request: Request) -> Handled {
     let identity = Arc::clone(&request.identity);
     let element = request.element.clone();
     let outcome = answer(handler, request, &gateway, &identity).await;
-    let reply = match outcome {
-        Ok(payload) => Some(result(&element, &identity.full, &payload)),
+    let mut handled = Handled::default();
+    match outcome {
+        Ok(Outcome::Answer(payload)) => {
+            handled.reply = Some(result(&element, &identity.full, &payload));
+        }
+        Ok(Outcome::Page(page)) => {
+            let bytes = result(&element, &identity.full, &page.payload);
+            match page.turn {
+                None => handled.reply = Some(bytes),
+                Some(turn) => {
+                    let answer = Answered { bytes, _turn: turn };
+                    handled.page = page.before;
+                    handled.page.push(Source::Answer(Arc::new(answer)));
+                }
+            }
+        }
         Err(error) => {
             gateway.metrics.bounced(error.condition);
-            error.reply(&element, None, Some(&identity.full))
+            handled.reply = error.reply(&element, None, Some(&identity.full));
         }
-    };
-    Handled { reply, owed: None }
+    }
+    handled
 }
 
 async fn answer(
@@ -353,7 +402,7 @@ async fn answer(
     request: Request,
     gateway: &Gateway,
     identity: &Identity,
-) -> Answer {
+) -> Result<Outcome, StanzaError> {
     let fits = match handler.verb {
         Verb::Any => true,
         Verb::Get => !request.is_set(),
@@ -369,8 +418,9 @@ async fn answer(
             .map_err(|_| answer::outage())?;
     }
     match handler.run {
-        Run::Now(run) => run(&request),
-        Run::Ask(run) => run(request).await,
+        Run::Now(run) => run(&request).map(Outcome::Answer),
+        Run::Ask(run) => run(request).await.map(Outcome::Answer),
+        Run::Page(run) => run(request).await.map(Outcome::Page),
     }
 }
 
@@ -411,6 +461,9 @@ mod tests {
             "Account Get {http://jabber.org/protocol/disco#info}query",
             "Account Get {http://jabber.org/protocol/disco#items}query",
             "Account Get {urn:xmpp:blocking}blocklist",
+            "Account Any {urn:xmpp:mam:2}prefs",
+            "Account Any {urn:xmpp:mam:2}query",
+            "Account Get {urn:xmpp:mam:2}metadata",
             "Account Get {urn:xmpp:ping}ping",
             "Account Set {urn:ietf:params:xml:ns:xmpp-session}session",
             "Account Set {urn:xmpp:blocking}block",

@@ -36,6 +36,7 @@ const BELOW: &[(&str, &str, &str)] = &[
     ("RFC 9266", "", "tls-exporter"),
     ("RFC 5929 §4", "", "tls-server-end-point"),
     ("RFC 6122", "", "addresses; why not RFC 7622: adr/0001"),
+    ("XEP-0004", "2.13.1", "data forms, as submitted"),
     ("XEP-0082", "1.1.1", "date and time in UTC"),
     (
         "XEP-0205",
@@ -47,7 +48,11 @@ const BELOW: &[(&str, &str, &str)] = &[
         "1.0",
         "forwarded stanzas in carbons and history",
     ),
-    ("XEP-0334", "0.4.0", "no-copy, no-store; never for evidence"),
+    (
+        "XEP-0334",
+        "1.0.0",
+        "for carbons, offline and the own archive; never for evidence",
+    ),
     ("XEP-0368", "1.1.1", "direct TLS, with ALPN"),
     ("XEP-0440", "0.4.2", "types of channel binding"),
     (

@@ -5,7 +5,7 @@
 use chancery_xmpp::stanza::{IqType, MessageType, PresenceType, StanzaType, kind_of};
 use chancery_xmpp::strip::strip;
 use chancery_xmpp::subscription::Act;
-use chancery_xmpp::{Condition, Jid, StanzaError, StanzaHeader, StreamCondition, StreamError};
+use chancery_xmpp::{Condition, Jid, StanzaError, StanzaHeader, StreamCondition, StreamError, ns};
 
 use super::{Flow, Inbound, Work};
 use crate::iq::Scope;
@@ -86,7 +86,7 @@ pub(crate) fn handlers(inbound: &mut Inbound<'_>) -> Flow {
         return Flow::Pass;
     };
     let Some(scope) = scope(inbound, header) else {
-        return Flow::Pass;
+        return others_archive(inbound, header);
     };
     match header.type_ {
         StanzaType::Iq(IqType::Get | IqType::Set) => {
@@ -110,6 +110,25 @@ pub(crate) fn handlers(inbound: &mut Inbound<'_>) -> Flow {
             Flow::Bounce(StanzaError::new(Condition::ServiceUnavailable))
         }
         StanzaType::Message(_) | StanzaType::Presence(_) => Flow::Pass,
+    }
+}
+
+/// XEP-0313 §8.1: nobody reads somebody else's archive. Said to all alike, whether the account
+/// exists or not.
+fn others_archive(inbound: &Inbound<'_>, header: &StanzaHeader) -> Flow {
+    let request = matches!(header.type_, StanzaType::Iq(IqType::Get | IqType::Set));
+    let archive = header
+        .iq_payload
+        .as_ref()
+        .is_some_and(|payload| &*payload.ns == ns::MAM);
+    let account = header
+        .to
+        .as_ref()
+        .is_some_and(|to| to.resource().is_none() && inbound.ground.is_local(to.domain().as_str()));
+    if request && archive && account {
+        Flow::Bounce(StanzaError::new(Condition::Forbidden))
+    } else {
+        Flow::Pass
     }
 }
 
@@ -243,6 +262,22 @@ mod tests {
             (
                 "<iq type='get' id='1'><x xmlns='urn:unknown'/></iq>",
                 "bounce service-unavailable",
+            ),
+            (
+                "<iq type='set' id='1' to='bob@a.test'><query xmlns='urn:xmpp:mam:2'/></iq>",
+                "bounce forbidden",
+            ),
+            (
+                "<iq type='set' id='1' to='bob@a.test/r'><query xmlns='urn:xmpp:mam:2'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='set' id='1' to='bob@c.test'><query xmlns='urn:xmpp:mam:2'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='set' id='1' to='alice@a.test'><query xmlns='urn:xmpp:mam:2'/></iq>",
+                "handle",
             ),
             ("<iq type='result' id='1'/>", "done"),
             ("<iq type='error' id='1' to='a.test'/>", "done"),

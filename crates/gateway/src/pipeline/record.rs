@@ -77,6 +77,7 @@ pub(crate) fn item(
         has_body: header.has_body || (header.im_payload && !header.hints.no_store),
         no_copy: header.hints.no_copy || header.private,
         no_store: header.hints.no_store,
+        no_archive: header.hints.no_permanent_store,
         ..AppendItem::default()
     }
 }

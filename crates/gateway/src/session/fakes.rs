@@ -46,6 +46,8 @@ pub(crate) struct Log {
     pub(crate) held: Option<Vec<(AppendAnswer, Answers<AppendAnswer>)>>,
     /// Confirms no attachment.
     pub(crate) mute: bool,
+    pub(crate) queries: Vec<QueryArchiveRequest>,
+    pub(crate) pages: std::collections::VecDeque<QueryArchiveResponse>,
     sessions: Vec<(u64, String)>,
     up: Option<mpsc::Sender<AttachUp>>,
     number: u64,
@@ -211,6 +213,29 @@ impl Archive for ArchiveHandle {
         no()
     }
     async fn status(&self, _: &Cx, _: archive::StatusRequest) -> Reply<archive::StatusResponse> {
+        no()
+    }
+    async fn query_archive(
+        &self,
+        _: &Cx,
+        asked: QueryArchiveRequest,
+    ) -> Reply<QueryArchiveResponse> {
+        let mut state = self.0.state.lock();
+        state.queries.push(asked);
+        state.pages.pop_front().map_or_else(no, Ok)
+    }
+    async fn get_preferences(
+        &self,
+        _: &Cx,
+        _: GetPreferencesRequest,
+    ) -> Reply<GetPreferencesResponse> {
+        no()
+    }
+    async fn set_preferences(
+        &self,
+        _: &Cx,
+        _: SetPreferencesRequest,
+    ) -> Reply<SetPreferencesResponse> {
         no()
     }
     fn append(&self, peer: LanePeer) -> Lane<AppendItem, AppendAnswer> {

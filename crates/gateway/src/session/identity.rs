@@ -11,7 +11,7 @@ use chancery_api::archive::UpdateSession;
 use chancery_api::directory::AccountFact;
 use chancery_api::roster::SubscriptionsResponse;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::deliver::Reader;
@@ -42,6 +42,8 @@ pub(crate) struct Identity {
     generation: AtomicU64,
     /// What the shard knows, or is being told.
     pub(crate) followed: Mutex<Followed>,
+    /// Held by a page of the archive until the last of it is written.
+    pub(crate) paging: Arc<Semaphore>,
 }
 
 /// The state of a session that its shard decides by.
@@ -99,6 +101,7 @@ impl Identity {
             credential_version: AtomicU64::new(credential_version),
             generation: AtomicU64::new(0),
             followed: Mutex::new(Followed::default()),
+            paging: Arc::new(Semaphore::new(1)),
         }
     }
 

@@ -228,6 +228,9 @@ impl Session {
     fn on_effect(&mut self, effect: Effect, now: Instant) {
         match effect {
             Effect::Write(bytes) => self.write_stanza(&bytes),
+            Effect::Queue(page) => page
+                .into_iter()
+                .for_each(|source| self.outgoing.push(source)),
             Effect::Settled {
                 counted,
                 end,

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use chancery_api::archive::{Form, Target};
+use chancery_api::archive::{ArchivedMessage, Form, Target};
 use chancery_api::{Kind, Verdict};
 use chancery_runtime::trace::TraceContext;
+use chancery_xmpp::mam;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::deliver::{Delivered, PresenceUp, Reader};
+use super::deliver::{Delivered, PresenceUp, Reader, stamp};
 use super::window::Ruling;
 use crate::pipeline::decide::{Question, allows};
 
@@ -26,6 +28,26 @@ pub(crate) enum Source {
     Log(Arc<Delivered>, u32),
     /// From the presence service.
     Presence(Arc<PresenceUp>),
+    /// A message of the session's own archive.
+    Archived(Arc<Archived>),
+    /// The answer behind such messages.
+    Answer(Arc<Answered>),
+}
+
+/// A message of an archive, for whoever asked.
+#[derive(Debug)]
+pub(crate) struct Archived {
+    pub(crate) message: ArchivedMessage,
+    /// Version it was decided under last.
+    pub(crate) policy_version: u64,
+    pub(crate) queryid: Option<Arc<str>>,
+}
+
+/// An answer that has its turn behind a page; until then no other page is read.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) bytes: Bytes,
+    pub(crate) _turn: OwnedSemaphorePermit,
 }
 
 struct Waiting {
@@ -55,7 +77,7 @@ impl Source {
     pub(crate) fn target(&self) -> Option<&Target> {
         match self {
             Self::Log(delivered, at) => delivered.up.targets.get(*at as usize),
-            Self::Presence(_) => None,
+            Self::Presence(_) | Self::Archived(_) | Self::Answer(_) => None,
         }
     }
 
@@ -75,7 +97,7 @@ impl Source {
             Self::Log(delivered, _) => {
                 delivered.up.kind() == Kind::Iq && matches!(&*delivered.up.r#type, "get" | "set")
             }
-            Self::Presence(_) => false,
+            Self::Presence(_) | Self::Archived(_) | Self::Answer(_) => false,
         }
     }
 
@@ -84,6 +106,7 @@ impl Source {
         match self {
             Self::Log(delivered, _) => &delivered.up.traceparent,
             Self::Presence(presence) => &presence.traceparent,
+            Self::Archived(_) | Self::Answer(_) => "",
         }
     }
 
@@ -92,6 +115,8 @@ impl Source {
         match self {
             Self::Log(delivered, _) => delivered.up.kind(),
             Self::Presence(_) => Kind::Presence,
+            Self::Archived(_) => Kind::Message,
+            Self::Answer(_) => Kind::Iq,
         }
     }
 
@@ -120,6 +145,8 @@ impl Source {
         match self {
             Self::Log(delivered, _) => delivered.form(self.target()?, reader),
             Self::Presence(presence) => Some(presence.form(reader)),
+            Self::Archived(archived) => Some(archived.form(reader)),
+            Self::Answer(answered) => Some(answered.bytes.clone()),
         }
     }
 
@@ -129,12 +156,23 @@ impl Source {
         match self {
             Self::Log(delivered, _) => Some(delivered.up.policy_version).filter(|v| *v != 0),
             Self::Presence(presence) => (!presence.unavailable).then_some(presence.policy_version),
+            Self::Archived(archived) => Some(archived.policy_version),
+            Self::Answer(_) => None,
         }
     }
 
     /// What policy is asked about it.
     pub(crate) fn question(&self, reader: Reader<'_>) -> Question {
         match self {
+            Self::Archived(archived) => archived.question(),
+            // Never asked about: it has no version.
+            Self::Answer(_) => Question {
+                from: reader.domain.to_owned(),
+                to: vec![reader.bare.to_owned()],
+                kind: Kind::Iq,
+                type_: "result".to_owned(),
+                trace: None,
+            },
             Self::Log(delivered, _) => Question {
                 from: delivered.up.from.clone(),
                 to: vec![delivered.up.to.clone()],
@@ -149,6 +187,30 @@ impl Source {
                 type_: String::new(),
                 trace: TraceContext::parse(&presence.traceparent),
             },
+        }
+    }
+}
+
+impl Archived {
+    fn form(&self, reader: Reader<'_>) -> Bytes {
+        let found = mam::Found {
+            from: reader.bare,
+            to: reader.full,
+            queryid: self.queryid.as_deref(),
+            id: &self.message.archive_id,
+            stamp: &stamp(self.message.stamp_ms),
+            message: &self.message.payload,
+        };
+        found.write().into()
+    }
+
+    fn question(&self) -> Question {
+        Question {
+            from: self.message.from.clone(),
+            to: vec![self.message.to.clone()],
+            kind: Kind::Message,
+            type_: String::new(),
+            trace: None,
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::pipeline::answer::{self, End};
 use crate::pipeline::decide::{Undecided, allows};
 use crate::presence::Why;
+use crate::session::outgoing::Source;
 use crate::trace;
 
 /// Stanzas that one session may have under way; then reading pauses.
@@ -31,6 +32,8 @@ pub(crate) struct Handled {
     pub(crate) reply: Option<Bytes>,
     /// Presence that could not be published, and why it should have been: it is tried again.
     pub(crate) owed: Option<Why>,
+    /// Waits its turn behind what came up, and for room: a page of the archive, and its answer.
+    pub(crate) page: Vec<Source>,
 }
 
 /// A question to policy that is under way.
@@ -73,6 +76,8 @@ struct Slot {
 pub(crate) enum Effect {
     /// A reply of a handler.
     Write(Bytes),
+    /// What a handler has to say in its turn.
+    Queue(Vec<Source>),
     /// A stanza is over: it counts, and may be answered.
     Settled {
         counted: bool,
@@ -239,6 +244,9 @@ impl Window {
                         return;
                     };
                     effects.extend(handled.reply.map(Effect::Write));
+                    if !handled.page.is_empty() {
+                        effects.push(Effect::Queue(handled.page));
+                    }
                     slot.step = Step::Over(End::Silent);
                 }
                 Step::Alone(_) => return,

@@ -115,7 +115,7 @@ impl Bench {
                 } => Some(format!("end {}", error.condition.as_str())),
                 Effect::Answer => Some("a".to_owned()),
                 Effect::Owed(_) => Some("owed".to_owned()),
-                Effect::Ruled { .. } | Effect::Recorded => None,
+                Effect::Ruled { .. } | Effect::Recorded | Effect::Queue(_) => None,
             })
             .collect()
     }
@@ -235,7 +235,7 @@ async fn handlers_do_not_wait_but_count_in_order() {
     let verdict = bench.message(1);
     let reply = Handled {
         reply: Some(Bytes::from_static(b"<iq/>")),
-        owed: None,
+        ..Handled::default()
     };
     bench.window.handle(true, async move { reply }.boxed());
     assert_eq!(bench.poll(), ["write"]);
@@ -254,8 +254,8 @@ async fn what_runs_alone_waits_for_all_and_stops_reading() {
         true,
         async {
             Handled {
-                reply: None,
                 owed: Some(Why::Changed),
+                ..Handled::default()
             }
         }
         .boxed(),
