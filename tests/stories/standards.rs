@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use chancery_gateway::iq::{advertised, markdown, optional, standards};
@@ -149,53 +150,69 @@ fn limits_are_advertised_after_authentication() {
     });
 }
 
+/// Features under test at once: most of the time a scenario waits for what does not come.
+const AT_ONCE: usize = 4;
+
 #[test]
 fn a_feature_that_is_off_is_gone_with_its_advertisement_and_its_scenarios() {
     let (scenarios, proofs) = (scenarios(), proofs());
-    for feature in optional() {
-        let off = [feature.to_owned()];
-        let config = format!("[gateway]\nfeatures_off = [{feature:?}]\n");
-        let gone: Vec<String> = {
-            let left = advertised(&off);
-            let all = advertised(&[]).into_iter();
-            all.filter(|one| !left.contains(one)).collect()
-        };
-        let setup = Setup {
-            config: config.clone(),
-            ..Setup::default()
-        };
-        play_with(Shape::One, setup, &["alice"], &[], async |server| {
-            let said = said(server).await?;
-            for one in &gone {
-                // A namespace stands in quotes, an element as it is.
-                let written = match one.starts_with('<') {
-                    true => one.clone(),
-                    false => format!("'{one}'"),
-                };
-                ensure!(
-                    !said.contains(&written),
-                    "{feature} is off, and {one} advertised"
-                );
-            }
-            Ok(())
-        });
-        let proving = standards()
-            .into_iter()
-            .filter(|row| row.feature == feature)
-            .filter_map(|row| proofs.get(row.name))
-            .flatten();
-        for name in proving {
-            let Some(scenario) = scenarios.get(name) else {
-                continue; // a story
-            };
-            let mut scenario = scenario.clone();
-            scenario.config = match scenario.config.find("[gateway]") {
-                Some(_) => scenario.config.replace("[gateway]\n", &config),
-                None => format!("{}\n{config}", scenario.config),
-            };
-            let ran = runner::run(&scenario, Shape::One);
-            assert!(ran.is_err(), "{name} passes without {feature}");
+    let features: Vec<&str> = optional().collect();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(feature) = features.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    is_gone(feature, &scenarios, &proofs);
+                }
+            });
         }
+    });
+}
+
+fn is_gone(
+    feature: &str,
+    scenarios: &BTreeMap<String, Scenario>,
+    proofs: &BTreeMap<String, Vec<String>>,
+) {
+    let config = format!("[gateway]\nfeatures_off = [{feature:?}]\n");
+    let left = advertised(&[feature.to_owned()]);
+    let all = advertised(&[]).into_iter();
+    let gone: Vec<String> = all.filter(|one| !left.contains(one)).collect();
+    let setup = Setup {
+        config: config.clone(),
+        ..Setup::default()
+    };
+    play_with(Shape::One, setup, &["alice"], &[], async |server| {
+        let said = said(server).await?;
+        for one in &gone {
+            // A namespace stands in quotes, an element as it is.
+            let written = match one.starts_with('<') {
+                true => one.clone(),
+                false => format!("'{one}'"),
+            };
+            ensure!(
+                !said.contains(&written),
+                "{feature} is off, and {one} advertised"
+            );
+        }
+        Ok(())
+    });
+    let proving = standards()
+        .into_iter()
+        .filter(|row| row.feature == feature)
+        .filter_map(|row| proofs.get(row.name))
+        .flatten();
+    for name in proving {
+        let Some(scenario) = scenarios.get(name) else {
+            continue; // a story
+        };
+        let mut scenario = scenario.clone();
+        scenario.config = match scenario.config.find("[gateway]") {
+            Some(_) => scenario.config.replace("[gateway]\n", &config),
+            None => format!("{}\n{config}", scenario.config),
+        };
+        let ran = runner::run(&scenario, Shape::One);
+        assert!(ran.is_err(), "{name} passes without {feature}");
     }
 }
 

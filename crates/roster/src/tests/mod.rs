@@ -16,6 +16,9 @@ use chancery_api::{
 };
 use chancery_runtime::{Clock, Ids, Metrics, Tasks};
 
+mod blocks;
+mod handshake;
+
 use crate::store::{MemoryStore, Store};
 use crate::{Config, Parts, RosterService};
 
@@ -432,134 +435,6 @@ async fn a_lost_push_is_counted_and_the_change_stays() {
         house.pushed().await.1.contains("Robert"),
         "pushes flow again"
     );
-}
-
-#[tokio::test]
-async fn a_handshake_is_told_before_its_push_and_a_request_waits() {
-    let mut house = house();
-    let says = |act: SubscriptionAct, owner: &str, peer: &str| HandshakeRequest {
-        owner: owner.into(),
-        peer: peer.into(),
-        act: act.into(),
-        payload: "<presence/>".into(),
-        heard: true,
-        answers: true,
-        policy_version: 3,
-    };
-    let (bob, cx) = ("bob@a.test", Cx::local());
-    let asks = says(SubscriptionAct::Subscribe, bob, ALICE);
-    house.roster.handshake(&cx, asks).await.unwrap();
-    let (asked, payload) = house.pushed().await;
-    let verdict = asked.verdict.clone().unwrap();
-    assert_eq!(
-        (asked.kind(), &*asked.r#type),
-        (Kind::Presence, "subscribe")
-    );
-    assert_eq!((&*asked.from, &*asked.to), (bob, ALICE));
-    assert_eq!((verdict.policy_version, &*payload), (3, "<presence/>"));
-    assert!(asked.ephemeral && asked.audience() == Audience::Unspecified);
-    assert!(house.pushed().await.1.contains("ask='subscribe'"));
-
-    let session = || RequestsRequest {
-        session: "alice@a.test/desk".into(),
-    };
-    let waiting = house.roster.requests(&cx, session()).await.unwrap();
-    let (again, _) = house.pushed().await;
-    assert_eq!((waiting.waiting, &*again.to), (1, "alice@a.test/desk"));
-
-    let answer = says(SubscriptionAct::Subscribed, ALICE, bob);
-    house.roster.handshake(&cx, answer).await.unwrap();
-    assert_eq!(house.pushed().await.0.r#type, "subscribed");
-    let (own, payload) = house.pushed().await;
-    assert!(own.to == ALICE && payload.contains("subscription='from'"));
-    let (peers, payload) = house.pushed().await;
-    assert!(peers.to == bob && payload.contains("subscription='to'"));
-    let waiting = house.roster.requests(&cx, session()).await.unwrap();
-    assert_eq!(waiting.waiting, 0);
-
-    let oneself = says(SubscriptionAct::Subscribe, ALICE, ALICE);
-    let nothing = says(SubscriptionAct::Unspecified, ALICE, bob);
-    for bad in [oneself, nothing] {
-        let error = house.roster.handshake(&cx, bad).await.unwrap_err();
-        assert_eq!(error.code, Code::Invalid);
-    }
-}
-
-#[tokio::test]
-async fn a_block_is_with_every_follower_before_it_is_answered_and_told() {
-    let mut house = house();
-    let (roster, cx) = (house.roster.clone(), Cx::local());
-    house.put("bob@a.test", Subscription::Both).await.unwrap();
-    house.pushed().await;
-    let mut link = roster.watch(&cx).await.unwrap();
-    let item = |item| WatchDown { item: Some(item) };
-    let hello = WatchHello {
-        follower: "gw1".into(),
-    };
-    link.send(item(watch_down::Item::Hello(hello)))
-        .await
-        .unwrap();
-    let first = link.recv().await.unwrap();
-    assert!(first.snapshot && first.complete && first.lists.is_empty());
-
-    let ask = |jids: &[&str], unblock| BlockRequest {
-        owner: ALICE.into(),
-        jids: jids.iter().map(ToString::to_string).collect(),
-        unblock,
-    };
-    let blocking = {
-        let (roster, ask) = (roster.clone(), ask(&["BOB@a.test", "evil.test"], false));
-        Tasks::new().spawn("block", async move {
-            roster.block(&Cx::local(), ask).await.unwrap();
-        })
-    };
-    let list = loop {
-        let up = link.recv().await.unwrap();
-        if let Some(list) = up.lists.into_iter().next() {
-            break (up.version, list);
-        }
-    };
-    assert_eq!(
-        (&*list.1.owner, &list.1.jids[..]),
-        (ALICE, &["bob@a.test".to_owned(), "evil.test".into()][..])
-    );
-    assert!(
-        house.pushes.try_recv().is_err(),
-        "told before it is in force"
-    );
-    let confirm = WatchConfirm { version: list.0 };
-    link.send(item(watch_down::Item::Confirm(confirm)))
-        .await
-        .unwrap();
-    let (own, payload) = house.pushed().await;
-    assert_eq!((&*own.to, own.audience()), (ALICE, Audience::Blocks));
-    assert!(payload.contains("<block xmlns='urn:xmpp:blocking'><item jid='bob@a.test'/>"));
-    let (contact, payload) = house.pushed().await;
-    assert_eq!((&*contact.to, &*payload), ("bob@a.test", ""));
-    blocking.await.unwrap();
-
-    let known = roster
-        .blocks(
-            &cx,
-            BlocksRequest {
-                owner: ALICE.into(),
-            },
-        )
-        .await
-        .unwrap();
-    assert_eq!(known.jids, ["bob@a.test", "evil.test"]);
-    for (bad, code) in [
-        (ask(&[], false), Code::Invalid),
-        (ask(&["@"], false), Code::Invalid),
-        (ask(&["x"; 1_001], false), Code::Resource),
-    ] {
-        assert_eq!(roster.block(&cx, bad).await.unwrap_err().code, code);
-    }
-    // A follower that does not confirm is not waited for without end.
-    tokio::time::pause();
-    let late = roster.block(&cx, ask(&[], true)).await.unwrap_err();
-    assert_eq!(late.code, Code::Unavailable);
-    drop(link);
 }
 
 #[tokio::test]
