@@ -1,6 +1,8 @@
 //! What an operator may set of the log, with the limits of every value. Refuses to know where the
 //! data directory is: the binary says that.
 
+use std::fmt;
+
 use serde::Deserialize;
 
 /// Settings of the log.
@@ -20,7 +22,7 @@ pub struct Config {
 }
 
 /// Who says what people find in their own archives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PreferencesBy {
     /// Each for the own archive (XEP-0441).
@@ -28,6 +30,17 @@ pub enum PreferencesBy {
     User,
     /// The administrator: everything, for everybody.
     Locked,
+}
+
+/// As TOML has it: that is how a configuration is shown.
+impl fmt::Debug for PreferencesBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::User => "user",
+            Self::Locked => "locked",
+        };
+        write!(f, "{name:?}")
+    }
 }
 
 impl Default for Config {

@@ -160,12 +160,12 @@ async fn talk(house: &House, rounds: usize) -> Written {
             0 => {
                 written
                     .write(house, "a@x/1", "b@x", |item| item.no_store = true)
-                    .await
+                    .await;
             }
             1 => {
                 written
                     .write(house, "a@x/1", "b@x", |item| item.no_archive = true)
-                    .await
+                    .await;
             }
             2 => {
                 let change = |item: &mut AppendItem| item.r#type = "headline".into();
