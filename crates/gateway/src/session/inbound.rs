@@ -33,7 +33,7 @@ impl Session {
             let reads = self.ending.is_none()
                 && self.paused_until.is_none()
                 && self.window.takes_more()
-                && self.transport.has_room();
+                && self.connection.has_room();
             if !reads {
                 break;
             }
@@ -41,7 +41,7 @@ impl Session {
                 self.paused_until = Some(at);
                 break;
             }
-            let Poll::Ready(frame) = self.transport.poll_frame(cx) else {
+            let Poll::Ready(frame) = self.connection.poll_frame(cx) else {
                 break;
             };
             progress = true;
@@ -162,7 +162,7 @@ impl Session {
     fn key(&self) -> Key {
         let identity = &self.handle.identity;
         let sm_id = if self.management.is_some() {
-            identity.sm_id
+            identity.log_id
         } else {
             identity.early_id
         };
@@ -202,6 +202,9 @@ impl Session {
         for effect in effects {
             self.on_effect(effect, now);
         }
+        if self.frozen && self.ending.is_none() {
+            self.thaw();
+        }
         if progress && self.window.is_empty() && self.answer_unasked {
             self.answer_unasked = false;
             if self.management.as_ref().is_some_and(|sm| sm.owes_answer()) {
@@ -213,7 +216,9 @@ impl Session {
 
     fn on_effect(&mut self, effect: Effect, now: Instant) {
         match effect {
-            Effect::Write(bytes) => self.write_stanza(&bytes),
+            // The client says it again, and is answered then.
+            Effect::Write(_) if self.frozen => {}
+            Effect::Write(bytes) => self.write_stanza(bytes),
             Effect::Settled {
                 counted,
                 end,
@@ -241,8 +246,10 @@ impl Session {
             // The outcome is unknown: neither bounced nor counted, and nothing behind it is.
             self.gateway.metrics.unknown.inc();
             self.frozen = true;
-            self.ending = None;
-            self.end(Some(error), std::time::Duration::ZERO);
+            if !self.detach(Some(error.clone())) {
+                self.ending = None;
+                self.end(Some(error), std::time::Duration::ZERO);
+            }
             return;
         }
         if counted && let Some(management) = &mut self.management {
@@ -252,7 +259,7 @@ impl Session {
             && let Some(reply) = error.reply(&element, None, Some(&self.handle.identity.full))
         {
             self.gateway.metrics.bounced(error.condition);
-            self.write_stanza(&reply);
+            self.write_stanza(reply);
         }
     }
 }
