@@ -1,5 +1,5 @@
-//! One probe: a client that sends to its partner, reads everything, comes back after every break, and
-//! writes down what it sent, what was acknowledged, and what it read.
+//! One probe: a client that sends to its partner, reads everything, comes back after every break (some
+//! break off by themselves, again and again), resumes its session where it can, and writes down what it sent, what was acknowledged, and what it read.
 //!
 //! Owns the client's half of XEP-0198; refuses to judge: that is [`super::load`]'s and the checker's.
 
@@ -39,6 +39,8 @@ pub(super) struct Seat {
     /// After a break it tries the other gateway too.
     pub(super) roams: bool,
     pub(super) every: Duration,
+    /// Its connection breaks so often without anybody's doing.
+    pub(super) breaks: Option<Duration>,
 }
 
 /// What all probes are told.
@@ -95,6 +97,8 @@ pub(super) struct Notes {
     pub(super) stream_errors: Vec<String>,
     pub(super) connected: bool,
     pub(super) sessions: u32,
+    /// Times that a session went on with another stream.
+    pub(super) resumed: u32,
     pub(super) resent: u32,
     pub(super) told_h: u32,
     /// Stanzas without acknowledgement.
@@ -115,8 +119,12 @@ impl Notebook {
     }
 }
 
-/// A stanza that is not acknowledged: a message, or something that does not matter.
-type Unsettled = Option<(String, String)>;
+/// A stanza that is not acknowledged; with its id when it is a message.
+#[derive(Clone)]
+struct Unsettled {
+    id: Option<String>,
+    stanza: String,
+}
 
 /// What is left of a broken session.
 #[derive(Default)]
@@ -209,8 +217,12 @@ impl Probe {
 
     async fn attempt(&mut self) -> Result<Wire> {
         let mut wire = authenticate(&self.seat.logins[self.gateway]).await?;
-        if !self.past.sm_id.is_empty() {
-            self.resume(&mut wire).await?;
+        if !self.past.sm_id.is_empty() && self.resume(&mut wire).await? {
+            let mut notes = self.notes.open();
+            notes.connected = true;
+            notes.resumed += 1;
+            drop(notes);
+            return Ok(wire);
         }
         let resource = &self.seat.resource;
         wire.send(format!(
@@ -247,9 +259,7 @@ impl Probe {
         .await?;
         self.send(&mut wire, None, "<presence/>".into()).await?;
         while let Some((id, stanza)) = self.again.pop_front() {
-            self.notes.open().resent += 1;
-            self.send(&mut wire, Some((id, stanza.clone())), stanza)
-                .await?;
+            self.send(&mut wire, Some(id), stanza).await?;
         }
         let mut notes = self.notes.open();
         notes.connected = true;
@@ -258,39 +268,60 @@ impl Probe {
         Ok(wire)
     }
 
-    /// XEP-0198 §5: what the log has is acknowledged, the rest is sent again; without an `h`
-    /// nothing is known, and it is not.
-    async fn resume(&mut self, wire: &mut Wire) -> Result<()> {
+    /// XEP-0198 §5: what was handled is acknowledged, the rest is sent again; without an `h`
+    /// nothing is known, and it is not. True when the session goes on.
+    async fn resume(&mut self, wire: &mut Wire) -> Result<bool> {
         let (id, h) = (&self.past.sm_id, self.past.received);
         wire.send(format!("<resume xmlns='{SM}' previd='{id}' h='{h}'/>"))
             .await?;
         let answer = wire.element().await?;
-        if !answer.is("failed", SM) {
-            bail!("not <failed/>: {}", text(&answer));
+        let resumed = answer.is("resumed", SM);
+        if !resumed && !answer.is("failed", SM) {
+            bail!("neither <resumed/> nor <failed/>: {}", text(&answer));
         }
-        let mut past = std::mem::take(&mut self.past);
+        let past = std::mem::take(&mut self.past);
         let Some(h) = answer.header.attr("h") else {
-            return Ok(());
+            return Ok(false);
         };
-        let h: u32 = h.parse()?;
+        let Some(past) = self.handled(past, h.parse()?) else {
+            return Ok(false);
+        };
+        if !resumed {
+            let messages = past.unsettled.into_iter();
+            self.again
+                .extend(messages.filter_map(|u| Some((u.id?, u.stanza))));
+            return Ok(false);
+        }
+        for unsettled in &past.unsettled {
+            // A broken stream is seen by whoever reads it.
+            let _ = wire.send(unsettled.stanza.clone()).await;
+        }
+        self.past = past;
+        Ok(true)
+    }
+
+    /// The server has handled so many: leaves what has to be sent again. `None` if that cannot be.
+    fn handled(&self, mut past: Past, h: u32) -> Option<Past> {
         let mut notes = self.notes.open();
         notes.told_h += 1;
         if h < past.acknowledged || (h - past.acknowledged) as usize > past.unsettled.len() {
             let (from, to) = (past.acknowledged, past.unsettled.len());
             notes.problems.push(format!(
-                "{}: <failed h='{h}'/>, but {from} was acknowledged and {to} more sent",
+                "{}: h='{h}', but {from} was acknowledged and {to} more sent",
                 self.jid
             ));
-            return Ok(());
+            return None;
         }
         for settled in past.unsettled.drain(..(h - past.acknowledged) as usize) {
-            notes.journal.acknowledged.extend(settled.map(|(id, _)| id));
+            notes.journal.acknowledged.extend(settled.id);
         }
+        past.acknowledged = h;
         // What came back as an error has had its end.
-        let fresh = |(id, _): &(String, String)| !notes.journal.errors.contains_key(id);
-        self.again
-            .extend(past.unsettled.into_iter().flatten().filter(fresh));
-        Ok(())
+        let over = |id: &String| notes.journal.errors.contains_key(id);
+        past.unsettled.retain(|u| !u.id.as_ref().is_some_and(over));
+        notes.unsettled = past.unsettled.len();
+        notes.resent += u32::try_from(past.unsettled.len()).unwrap_or(u32::MAX);
+        Some(past)
     }
 
     async fn live(&mut self, mut wire: Wire) -> Result<Over> {
@@ -304,6 +335,9 @@ impl Probe {
         let mut ask = tokio::time::interval(ASK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let breaks = self.seat.breaks.unwrap_or(Duration::MAX);
+        let broken = tokio::time::sleep(breaks);
+        tokio::pin!(broken);
         let mut sending = begun.sending;
         let mut closing = begun.over;
         if closing {
@@ -319,6 +353,7 @@ impl Probe {
                         return Ok(if over && closing { Over::Finished } else { Over::Broken });
                     }
                 },
+                () = &mut broken, if sending && !closing => return Ok(Over::Broken),
                 _ = tick.tick(), if sending && !closing => self.message(&mut wire).await,
                 _ = ask.tick(), if !self.past.unsettled.is_empty() && !closing => {
                     wire.send(format!("<r xmlns='{SM}'/>")).await
@@ -347,8 +382,12 @@ impl Probe {
     }
 
     /// Sends a stanza and counts it.
-    async fn send(&mut self, wire: &mut Wire, what: Unsettled, stanza: String) -> Result<()> {
-        self.past.unsettled.push_back(what);
+    async fn send(&mut self, wire: &mut Wire, id: Option<String>, stanza: String) -> Result<()> {
+        let unsettled = Unsettled {
+            id,
+            stanza: stanza.clone(),
+        };
+        self.past.unsettled.push_back(unsettled);
         self.notes.open().unsettled = self.past.unsettled.len();
         wire.send(stanza).await
     }
@@ -371,7 +410,7 @@ impl Probe {
                 id: id.clone(),
             });
         }
-        self.send(wire, Some((id, stanza.clone())), stanza).await
+        self.send(wire, Some(id), stanza).await
     }
 
     /// Sends a marker; a routed one is to the own full JID, and then to the own gateway.
@@ -450,7 +489,7 @@ impl Probe {
                 }
                 self.past.acknowledged = h;
                 for settled in self.past.unsettled.drain(..more) {
-                    notes.journal.acknowledged.extend(settled.map(|(id, _)| id));
+                    notes.journal.acknowledged.extend(settled.id);
                 }
                 notes.unsettled = self.past.unsettled.len();
             }
