@@ -59,8 +59,8 @@ pub struct Config {
     pub sm_queue_bytes: u32,
     /// Seconds for which a session outlasts its stream and may be resumed (XEP-0198); 0 = none does.
     pub resume_seconds: u32,
-    /// Where clients should come back to resume, as HOST:PORT; not told when it is not set.
-    pub location: Option<String>,
+    /// Where clients should come back to resume, as HOST:PORT; not told when it is empty.
+    pub location: String,
     /// Seconds that written bytes may stay unacknowledged by the peer's TCP.
     pub tcp_user_timeout_seconds: u64,
     /// Seconds of silence after which TCP probes the peer.
@@ -92,7 +92,7 @@ impl Default for Config {
             sm_queue_stanzas: 512,
             sm_queue_bytes: 1024 * 1024,
             resume_seconds: 300,
-            location: None,
+            location: String::new(),
             tcp_user_timeout_seconds: 60,
             tcp_keepalive_seconds: 60,
         }
@@ -176,9 +176,7 @@ impl Config {
             let range = format!("must be from 0 to {RESUME_SECONDS_MAX}");
             problems.push(("resume_seconds", range));
         }
-        if let Some(location) = &self.location
-            && !is_location(location)
-        {
+        if !(self.location.is_empty() || is_location(&self.location)) {
             problems.push(("location", "must be HOST:PORT".to_owned()));
         }
         let mut seen = std::collections::HashSet::new();
@@ -270,7 +268,7 @@ mod tests {
             sasl_attempts: 50,
             stanza_bytes: 9_999,
             resume_seconds: 3_601,
-            location: Some("gw1.example".into()),
+            location: "gw1.example".into(),
             ..Config::default()
         };
         let fields: Vec<_> = config

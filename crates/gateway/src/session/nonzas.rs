@@ -57,8 +57,8 @@ impl Session {
         if let Some(seconds) = queue.resumable_seconds {
             enabled.push_str(" resume='true'");
             push_attr(&mut enabled, "max", &seconds.to_string());
-            if let Some(location) = &config.location {
-                push_attr(&mut enabled, "location", location);
+            if !config.location.is_empty() {
+                push_attr(&mut enabled, "location", &config.location);
             }
             self.gateway.sessions.resumable(&self.handle);
         }

@@ -90,7 +90,7 @@ async fn a_session_goes_on_with_another_stream_without_loss_or_repeat() {
 async fn enabled_says_for_how_long_and_where() {
     let config = Config {
         resume_seconds: 120,
-        location: Some("gw1.a.test:5222".into()),
+        location: "gw1.a.test:5222".into(),
         ..Config::default()
     };
     let server = Server::with(config).await;
