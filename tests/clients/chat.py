@@ -1,4 +1,4 @@
-"""Two people with slixmpp: login over verified TLS, roster, presence, messages, carbons, XEP-0198.
+"""Two people with slixmpp: login over verified TLS, roster, presence, messages, carbons, XEP-0198 with resumption.
 
 Prints `sent: BODY` for every message, and `all well` at the end. Any difference is an exception.
 """
@@ -32,6 +32,8 @@ class Person(slixmpp.ClientXMPP):
         self.carbons = asyncio.Queue()
         self.started = asyncio.get_running_loop().create_future()
         self.add_event_handler("session_start", self.on_start)
+        self.resumptions = asyncio.Queue()
+        self.add_event_handler("session_resumed", self.resumptions.put_nowait)
         self.add_event_handler("failed_all_auth", self.on_failure)
         self.add_event_handler("ssl_invalid_chain", self.on_failure)
         self.add_event_handler("message", self.messages.put_nowait)
@@ -54,6 +56,19 @@ class Person(slixmpp.ClientXMPP):
         assert tls is not None and tls.context.verify_mode == ssl.CERT_REQUIRED, "TLS is not verified"
         assert self.plugin["xep_0198"].enabled_out, "no stream management"
         await asyncio.wait_for(self.get_roster(), WAIT)
+
+    async def break_off(self):
+        """Loses the connection without a word."""
+        gone = asyncio.get_running_loop().create_future()
+        self.add_event_handler("disconnected", gone.set_result, disposable=True)
+        self.abort()
+        await asyncio.wait_for(gone, WAIT)
+
+    async def resume(self):
+        bound = self.boundjid.full
+        self.connect(*self.address)
+        await asyncio.wait_for(self.resumptions.get(), WAIT)
+        assert self.boundjid.full == bound, self.boundjid
 
     async def message(self):
         return await asyncio.wait_for(self.messages.get(), WAIT)
@@ -140,6 +155,17 @@ async def chat(options):
     back.send_presence()
     message = await expect(back, alice.boundjid, "while you were away")
     assert message.xml.find("{urn:xmpp:delay}delay") is not None, message
+    # The connection breaks; the session does not.
+    await back.break_off()
+    alice.say(bob.boundjid.bare, "while you had no connection")
+    alice.say(back.boundjid, "and one more")
+    await asyncio.wait_for(alice.plugin["xep_0199"].ping(domain), WAIT)
+    await back.resume()
+    for body in ("while you had no connection", "and one more"):
+        message = await expect(back, alice.boundjid, body)
+        assert message.xml.find("{urn:xmpp:delay}delay") is None, message
+    back.say(alice.boundjid, "here again")
+    await expect(alice, back.boundjid, "here again")
     sm = alice.plugin["xep_0198"]
     sm.request_ack()
     for _ in range(WAIT * 10):

@@ -147,6 +147,7 @@ impl<T> Shard<T> {
                 self.send(id, attach_up::Item::Detached(Detached { session }));
             }
             attach_down::Item::Highest(asked) => self.ask_highest(id, asked),
+            attach_down::Item::Away(away) => self.away(key(away.session), away.away),
         }
     }
 
@@ -298,6 +299,7 @@ impl<T> Shard<T> {
             carbons: attach.carbons,
             interested: attach.interested,
             credit: attach.credit.min(CREDIT_LIMIT),
+            away: attach.away,
             stream: Some(id),
             lost_at: None,
             since,
@@ -325,6 +327,20 @@ impl<T> Shard<T> {
             self.hand_backlog(key);
         }
         self.feed(key);
+    }
+
+    /// The client lost its socket, or is back on another.
+    fn away(&mut self, key: FollowerKey, away: bool) {
+        let Some(follower) = self.followers.get_mut(&key) else {
+            return;
+        };
+        follower.away = away;
+        if !away {
+            if let Some(lag) = &mut follower.lag {
+                lag.progress = self.now.monotonic;
+            }
+            self.feed(key);
+        }
     }
 
     fn begin_catch_up(&mut self, key: FollowerKey, catch_up: Option<CatchUp>) {

@@ -41,6 +41,8 @@ pub(crate) struct Follower {
     pub(crate) carbons: bool,
     pub(crate) interested: bool,
     pub(crate) credit: u32,
+    /// Its client has no socket: nothing is handed to it, whatever its credit.
+    pub(crate) away: bool,
     /// `None` while its gateway's stream is lost.
     pub(crate) stream: Option<StreamId>,
     pub(crate) lost_at: Option<Instant>,

@@ -66,6 +66,17 @@ fn next(
     }
 }
 
+/// The IQ request among what waits for a session, if it is one and in memory.
+fn request(queued: &Queued, tail: &Tail) -> Option<(Arc<Envelope>, Form)> {
+    let (envelope, form) = match queued {
+        Queued::Ephemeral { envelope, form } | Queued::Read { envelope, form } => (envelope, form),
+        Queued::Entry { number, form, .. } => (tail.get(*number)?, form),
+    };
+    let wire = &envelope.item.wire;
+    let asks = wire.kind() == chancery_api::Kind::Iq && matches!(&*wire.r#type, "get" | "set");
+    asks.then(|| (Arc::clone(envelope), *form))
+}
+
 impl<T> Shard<T> {
     /// Hands one envelope to one session.
     pub(crate) fn hand(
@@ -86,7 +97,8 @@ impl<T> Shard<T> {
         }
         let stream = follower
             .stream
-            .filter(|_| follower.lag.is_none() && (number == 0 || follower.credit > 0));
+            .filter(|_| follower.lag.is_none() && !follower.away)
+            .filter(|_| number == 0 || follower.credit > 0);
         if let Some(id) = stream
             && self.streams.get(&id).is_some_and(Stream::has_room)
         {
@@ -192,7 +204,7 @@ impl<T> Shard<T> {
             let Some(follower) = self.followers.get_mut(&key) else {
                 return;
             };
-            let Some(stream) = follower.stream else {
+            let Some(stream) = follower.stream.filter(|_| !follower.away) else {
                 return;
             };
             let Some(lag) = follower.lag.as_mut() else {
@@ -463,13 +475,25 @@ impl<T> Shard<T> {
             return;
         };
         self.lagging.remove(&key);
-        let stream = follower.stream.and_then(|id| self.streams.get_mut(&id));
-        if let (Some(reason), Some(stream)) = (reason, stream) {
-            let end = EndSession {
-                session: key.session,
-                reason: reason.into(),
-            };
-            stream.push(attach_up::Item::End(end));
+        if let Some(stream) = follower.stream.and_then(|id| self.streams.get_mut(&id)) {
+            if let Some(reason) = reason {
+                let end = EndSession {
+                    session: key.session,
+                    reason: reason.into(),
+                };
+                stream.push(attach_up::Item::End(end));
+            }
+            // Somebody waits for the answers: the gateway gives them.
+            let waiting = follower.lag.iter().flat_map(|lag| &lag.queue);
+            for (envelope, form) in waiting.filter_map(|queued| request(queued, &self.tail)) {
+                let target = Target {
+                    session: key.session,
+                    form: form.into(),
+                    delayed: false,
+                    entry: false,
+                };
+                stream.outbox.push_back(envelope.deliver(vec![target]));
+            }
         }
         let now = self.now.monotonic;
         let Some(mailbox) = self.mailboxes.get_mut(&follower.mailbox) else {

@@ -88,10 +88,11 @@ impl<T> Shard<T> {
                 if at.duration_since(lost_at) >= STREAM_GRACE {
                     late.push((*key, None));
                 }
-            } else if follower
-                .lag
-                .as_ref()
-                .is_some_and(|lag| at.duration_since(lag.progress) >= LAG_LIMIT)
+            } else if !follower.away
+                && follower
+                    .lag
+                    .as_ref()
+                    .is_some_and(|lag| at.duration_since(lag.progress) >= LAG_LIMIT)
             {
                 late.push((*key, Some(EndReason::Lag)));
             }

@@ -120,15 +120,24 @@ pub fn show(settings: &Settings) -> String {
 /// reads back what is shown of every section, so that a field of another kind is noticed.
 fn section(out: &mut String, name: &str, config: &dyn std::fmt::Debug) {
     let _ = writeln!(out, "\n[{name}]");
-    for line in format!("{config:#?}").lines() {
+    let written = format!("{config:#?}");
+    let mut lines = written.lines();
+    while let Some(line) = lines.next() {
         let field = line
             .strip_prefix("    ")
-            .and_then(|line| line.strip_suffix(','));
-        // Deeper ones are parts of a list: those are said in sections of their own.
-        let field = field.filter(|field| !field.starts_with(' '));
-        let field = field.and_then(|field| field.split_once(": "));
-        if let Some((key, value)) = field.filter(|(key, _)| !is_said_elsewhere(key)) {
-            let _ = writeln!(out, "{key} = {value}");
+            .and_then(|line| line.split_once(": "));
+        let Some((key, value)) = field.filter(|(key, _)| !key.starts_with(' ')) else {
+            continue;
+        };
+        let mut value = value.to_owned();
+        if value == "[" {
+            // A list, an item a line.
+            let items = lines.by_ref().take_while(|line| *line != "    ],");
+            value.extend(items.map(str::trim));
+            value.push(']');
+        }
+        if !is_said_elsewhere(key) {
+            let _ = writeln!(out, "{key} = {}", value.trim_end_matches(','));
         }
     }
 }
@@ -142,6 +151,7 @@ mod tests {
     fn what_is_shown_gives_the_same_settings() {
         let overrides = Overrides::default();
         let text = "[server]\nname = \"x\"\ndata = \"d\"\ndomains = [\"a.example\", \"b.example\"]\n\
+                    [gateway]\nfeatures_off = [\"ping\", \"carbons\"]\n\
                     [tls.\"a.example\"]\ncertificate = \"c\"\nkey = \"k\"\n";
         let settings = Settings::parse(Path::new("/etc/x.toml"), text, &overrides).unwrap();
         let shown = show(&settings);

@@ -59,6 +59,10 @@ pub struct Config {
     pub sm_queue_stanzas: u32,
     /// Bytes that a stream management queue holds.
     pub sm_queue_bytes: u32,
+    /// Seconds for which a session outlasts its stream and may be resumed (XEP-0198); 0 = none does.
+    pub resume_seconds: u32,
+    /// Where clients should come back to resume, as HOST:PORT; not told when it is empty.
+    pub location: String,
     /// Seconds that written bytes may stay unacknowledged by the peer's TCP.
     pub tcp_user_timeout_seconds: u64,
     /// Seconds of silence after which TCP probes the peer.
@@ -90,6 +94,8 @@ impl Default for Config {
             bytes_burst: 2 * 1024 * 1024,
             sm_queue_stanzas: 512,
             sm_queue_bytes: 1024 * 1024,
+            resume_seconds: 300,
+            location: String::new(),
             tcp_user_timeout_seconds: 60,
             tcp_keepalive_seconds: 60,
         }
@@ -102,6 +108,10 @@ const STANZA_BYTES_MAX: u32 = 1024 * 1024;
 const STANZA_BYTES_MIN: u32 = 10_000;
 /// Seconds that any deadline may have.
 const SECONDS_MAX: u64 = 600;
+/// Seconds that a session may wait to be resumed.
+const RESUME_SECONDS_MAX: u32 = 3_600;
+/// Bytes of a location: the longest host name, and a port.
+const LOCATION_BYTES_MAX: usize = 263;
 
 impl Config {
     /// Everything that is wrong, by field.
@@ -171,6 +181,13 @@ impl Config {
                 problems.push((field, format!("must be at least {least}")));
             }
         }
+        if self.resume_seconds > RESUME_SECONDS_MAX {
+            let range = format!("must be from 0 to {RESUME_SECONDS_MAX}");
+            problems.push(("resume_seconds", range));
+        }
+        if !(self.location.is_empty() || is_location(&self.location)) {
+            problems.push(("location", "must be HOST:PORT".to_owned()));
+        }
         let mut seen = std::collections::HashSet::new();
         for files in &self.certificates {
             if !seen.insert(&files.domain) {
@@ -228,6 +245,18 @@ impl Config {
     }
 }
 
+/// HOST:PORT, as XEP-0198 §5 has it.
+fn is_location(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    text.len() <= LOCATION_BYTES_MAX
+        && !host.is_empty()
+        && host.chars().all(plain)
+        && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -247,6 +276,8 @@ mod tests {
             sasl_seconds: 0,
             sasl_attempts: 50,
             stanza_bytes: 9_999,
+            resume_seconds: 3_601,
+            location: "gw1.example".into(),
             ..Config::default()
         };
         let fields: Vec<_> = config
@@ -261,7 +292,9 @@ mod tests {
                 "half_open",
                 "sasl_seconds",
                 "sasl_attempts",
-                "stanza_bytes"
+                "stanza_bytes",
+                "resume_seconds",
+                "location"
             ]
         );
     }

@@ -96,6 +96,8 @@ pub struct Gateway {
     pub(crate) directory_version: AtomicU64,
     /// Asked to end: no new sessions.
     pub(crate) ending: CancellationToken,
+    /// For streams that end while their session goes on.
+    pub(crate) streams: Tasks,
     pub(crate) clock: Clock,
     pub(crate) ids: Ids,
     pub(crate) tracer: Tracer,
@@ -112,6 +114,8 @@ pub(crate) struct Counted {
     pub(crate) decided_again: Counter,
     pub(crate) denied_again: Counter,
     pub(crate) links_lost: Counter,
+    pub(crate) resumed: Counter,
+    pub(crate) resumptions_refused: Counter,
     bounces: Counters,
 }
 
@@ -149,6 +153,14 @@ impl Counted {
             links_lost: metrics.counter(
                 "chancery_gateway_links_lost",
                 "losses of the stream of the log",
+            ),
+            resumed: metrics.counter(
+                "chancery_gateway_sessions_resumed",
+                "sessions that went on with another stream",
+            ),
+            resumptions_refused: metrics.counter(
+                "chancery_gateway_resumptions_refused",
+                "requests to resume a session that were refused",
             ),
             bounces: metrics.counters(
                 "chancery_gateway_bounces",
@@ -188,6 +200,7 @@ impl Gateway {
             permits: Permits::default(),
             directory_version: AtomicU64::new(0),
             ending: parts.streams.signal().clone(),
+            streams: parts.streams.clone(),
             metrics: Counted::new(&parts.metrics),
             directory: parts.directory,
             roster: parts.roster,
@@ -207,6 +220,16 @@ impl Gateway {
                     .upgrade()
                     .map_or(0, |gateway| gateway.sessions.len());
                 i64::try_from(sessions).unwrap_or(i64::MAX)
+            });
+        let counted = Arc::downgrade(&gateway);
+        let help = "sessions without a stream that may be resumed";
+        parts
+            .metrics
+            .gauge_fn("chancery_gateway_sessions_detached", help, move || {
+                let away = counted
+                    .upgrade()
+                    .map_or(0, |gateway| gateway.sessions.away());
+                i64::try_from(away).unwrap_or(i64::MAX)
             });
         Self::follow(&gateway, &parts.services);
         let ended = Arc::clone(&gateway);

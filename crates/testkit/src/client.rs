@@ -49,6 +49,8 @@ pub struct Client {
     pub sent: u32,
     /// The server's last `h`.
     pub acknowledged: u32,
+    /// Stanzas sent that the server has not acknowledged.
+    pub unsettled: VecDeque<String>,
     /// Whether stream management is on.
     pub managed: bool,
     /// Whether `<r/>` is answered by itself.
@@ -57,6 +59,20 @@ pub struct Client {
     pub available: bool,
     /// Read ahead while something else was awaited.
     pub waiting: VecDeque<Incoming>,
+    next_id: u32,
+}
+
+/// What is left of a client that lost its stream.
+#[derive(Clone)]
+pub struct Past {
+    /// Full JID.
+    pub jid: String,
+    /// Stanzas received.
+    pub received: u32,
+    sent: u32,
+    acknowledged: u32,
+    unsettled: VecDeque<String>,
+    available: bool,
     next_id: u32,
 }
 
@@ -163,6 +179,7 @@ impl Client {
             received: 0,
             sent: 0,
             acknowledged: 0,
+            unsettled: VecDeque::new(),
             managed: false,
             answers: true,
             available: false,
@@ -176,9 +193,60 @@ impl Client {
         self.jid.split('/').next().unwrap_or(&self.jid)
     }
 
+    /// Goes on with the session of a client that lost its stream, on an authenticated stream which
+    /// has `<resumed h=''/>` behind it: says again what the server has not handled.
+    pub async fn resume(wire: Wire, past: Past, h: u32) -> Result<Self> {
+        let mut client = Self {
+            wire,
+            jid: past.jid,
+            received: past.received,
+            sent: past.sent,
+            acknowledged: past.acknowledged,
+            unsettled: past.unsettled,
+            managed: true,
+            answers: true,
+            available: past.available,
+            waiting: VecDeque::new(),
+            next_id: past.next_id,
+        };
+        client.settle(h);
+        for stanza in client.unsettled.clone() {
+            client.wire.send(&stanza).await?;
+        }
+        Ok(client)
+    }
+
+    /// What has to be known of it to go on with another stream.
+    pub fn past(&self) -> Past {
+        Past {
+            jid: self.jid.clone(),
+            received: self.received,
+            sent: self.sent,
+            acknowledged: self.acknowledged,
+            unsettled: self.unsettled.clone(),
+            available: self.available,
+            next_id: self.next_id,
+        }
+    }
+
+    /// The server has handled so many.
+    fn settle(&mut self, h: u32) {
+        // A test may have written to the wire by itself.
+        let count = h.wrapping_sub(self.acknowledged) as usize;
+        self.unsettled.drain(..count.min(self.unsettled.len()));
+        self.acknowledged = h;
+    }
+
     /// Turns stream management on; gives its id.
     pub async fn enable(&mut self) -> Result<String> {
-        self.wire.send(format!("<enable xmlns='{SM}'/>")).await?;
+        self.enable_with("").await
+    }
+
+    /// The same, with attributes of `<enable/>`.
+    pub async fn enable_with(&mut self, attributes: &str) -> Result<String> {
+        self.wire
+            .send(format!("<enable xmlns='{SM}'{attributes}/>"))
+            .await?;
         let enabled = self
             .wait(|e| e.is("enabled", SM) || e.is("failed", SM))
             .await?;
@@ -188,6 +256,7 @@ impl Client {
         self.managed = true;
         self.received = 0;
         self.sent = 0;
+        self.unsettled.clear();
         Ok(enabled
             .header
             .attr("id")
@@ -204,6 +273,9 @@ impl Client {
             .any(|name| text.starts_with(name))
         {
             self.sent = self.sent.wrapping_add(1);
+            if self.managed {
+                self.unsettled.push_back(text.to_owned());
+            }
         }
         if text.starts_with("<presence") {
             let tag = text.split('>').next().unwrap_or(text);
@@ -238,7 +310,8 @@ impl Client {
                     "r" => continue,
                     "a" => {
                         if let Some(h) = element.header.attr("h") {
-                            self.acknowledged = h.parse()?;
+                            let h = h.parse()?;
+                            self.settle(h);
                         }
                         continue;
                     }
@@ -354,7 +427,8 @@ impl Client {
                     other => bail!("ended while settling: {other:?}"),
                 }
             };
-            self.acknowledged = a.header.attr("h").context("no h")?.parse()?;
+            let h = a.header.attr("h").context("no h")?.parse()?;
+            self.settle(h);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use anyhow::{Context, Result, bail};
 use chancery_xml::Element;
 
-use crate::client::{Client, authenticate};
+use crate::client::{Client, Past, authenticate};
 use crate::matching::{Captures, differs, parse, substitute};
 use crate::scenario::{Action, Scenario};
 use crate::server::{Foreign, Server, Setup, Shape};
@@ -17,6 +17,8 @@ const EXPECTED_AFTER_KILL: &[&str] = &["lane", "link", "lost", "unreachable", "h
 struct Play<'a> {
     server: &'a mut Server,
     clients: BTreeMap<String, Client>,
+    /// Of clients that dropped their connection.
+    past: BTreeMap<String, Past>,
     captures: Captures,
     killed: bool,
 }
@@ -55,6 +57,7 @@ fn play(scenario: &Scenario, mut server: Server) -> Result<()> {
     let mut play = Play {
         server: &mut server,
         clients: BTreeMap::new(),
+        past: BTreeMap::new(),
         captures,
         killed: false,
     };
@@ -150,7 +153,11 @@ impl Play<'_> {
             Action::Skips { who } => self.client(who)?.until_marker().await.map(drop),
             Action::Closed { who, condition } => self.closed(who, condition.as_deref()).await,
             Action::Disconnect { who } => self.take(who)?.close().await,
-            Action::Drop { who } => self.take(who).map(drop),
+            Action::Drop { who } => {
+                let client = self.take(who)?;
+                self.past.insert(who.clone(), client.past());
+                Ok(())
+            }
             Action::Settled { who } => self.client(who)?.settled().await,
             Action::Admin { .. } => self.admin(action),
             Action::Kill { role } => {
@@ -195,8 +202,17 @@ impl Play<'_> {
                     login.direct = true;
                     login.address = self.server.c2s_tls[gateway % self.server.c2s_tls.len()];
                 }
-                None if ["gw1", "gw2", "sm", "carbons", "available", "roster"]
-                    .contains(&option.as_str()) => {}
+                Some(("h" | "resumable", _)) => {}
+                None if [
+                    "gw1",
+                    "gw2",
+                    "sm",
+                    "resumable",
+                    "carbons",
+                    "available",
+                    "roster",
+                ]
+                .contains(&option.as_str()) => {}
                 _ => bail!("unknown option {option}"),
             }
         }
@@ -232,9 +248,17 @@ impl Play<'_> {
             .captures
             .get(&format!("sm:{whose}"))
             .map_or(whose, String::as_str);
+        let past = match self.clients.get(whose) {
+            Some(client) => Some(client.past()),
+            None => self.past.get(whose).cloned(),
+        };
+        let mut h = past.as_ref().map_or(0, |past| past.received);
+        if let Some(stated) = options.iter().find_map(|o| o.strip_prefix("h=")) {
+            h = stated.parse()?;
+        }
         let mut wire = authenticate(&login).await?;
         wire.send(format!(
-            "<resume xmlns='urn:xmpp:sm:3' previd='{id}' h='0'/>"
+            "<resume xmlns='urn:xmpp:sm:3' previd='{id}' h='{h}'/>"
         ))
         .await?;
         let got = wire.element().await?;
@@ -245,7 +269,17 @@ impl Play<'_> {
             bail!("{reason}\n  in {}", text(&got));
         }
         self.captures = captures;
-        let client = Client::bind(wire, &login).await?;
+        let client = if &*got.header.name == "resumed" {
+            let h = got.header.attr("h").context("no h")?.parse()?;
+            let past = past.with_context(|| format!("{whose} was not connected"))?;
+            let id = self.captures.get(&format!("sm:{whose}")).cloned();
+            self.captures.extend(id.map(|id| (format!("sm:{who}"), id)));
+            Client::resume(wire, past, h).await?
+        } else if got.is("error", "http://etherx.jabber.org/streams") {
+            return Ok(());
+        } else {
+            Client::bind(wire, &login).await?
+        };
         self.captures.insert(who.to_owned(), client.jid.clone());
         self.clients.insert(who.to_owned(), client);
         Ok(())
@@ -255,8 +289,14 @@ impl Play<'_> {
         let login = self.login_of(who, options)?;
         let mut client = Client::login(&login).await?;
         let on = |name: &str| options.iter().any(|o| o == name);
-        if on("sm") {
-            let id = client.enable().await?;
+        let most = options.iter().find_map(|o| o.strip_prefix("resumable="));
+        let attributes = match most {
+            Some(seconds) => Some(format!(" resume='true' max='{seconds}'")),
+            None if on("resumable") => Some(" resume='true'".to_owned()),
+            None => on("sm").then(String::new),
+        };
+        if let Some(attributes) = attributes {
+            let id = client.enable_with(&attributes).await?;
             self.captures.insert(format!("sm:{who}"), id);
         }
         if on("roster") {

@@ -62,7 +62,8 @@ pub enum Action {
     },
     /// Receives this sooner or later; what comes before it is not looked at.
     Awaits { who: String, xml: String },
-    /// Authenticates, asks to resume the session of `whose` (or an id), reads this answer, binds.
+    /// Authenticates, asks to resume the session of `whose` (or an id) and reads this answer; goes
+    /// on with that session when it is `<resumed/>`, and binds when it is `<failed/>`.
     Resumes {
         who: String,
         whose: String,

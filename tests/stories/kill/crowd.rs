@@ -13,8 +13,8 @@ use chancery_xml::Element;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::probe;
 use super::stage::times;
+use super::stanza;
 
 const ACCOUNTS: usize = 200;
 /// Sessions per change, and when everything is run at length.
@@ -160,20 +160,20 @@ impl Answer {
     /// Whether an element is the answer to the session's own request.
     fn of(element: &Element, number: u32, excused: u32) -> Option<Self> {
         if &*element.header.name != "iq" {
-            return Some(Self::Wrong(probe::text(element)));
+            return Some(Self::Wrong(stanza::text(element)));
         }
         match element.header.type_.as_deref() {
             Some("get" | "set") => None,
             _ if excused > 0 && element.header.id.as_deref() == Some(&excused.to_string()) => None,
             _ if element.header.id.as_deref() != Some(number.to_string().as_str()) => Some(
-                Self::Wrong(format!("out of turn: {}", probe::text(element))),
+                Self::Wrong(format!("out of turn: {}", stanza::text(element))),
             ),
             Some("result") => Some(Self::Result),
-            _ => match probe::condition(element) {
+            _ => match stanza::condition(element) {
                 (condition, kind) if condition == "resource-constraint" && kind == "wait" => {
                     Some(Self::Wait)
                 }
-                _ => Some(Self::Wrong(probe::text(element))),
+                _ => Some(Self::Wrong(stanza::text(element))),
             },
         }
     }

@@ -16,6 +16,8 @@ use super::probe::{self, Notebook, Orders, Read, Seat};
 const PAIRS: [(usize, usize); 6] = [(0, 1), (1, 0), (0, 0), (1, 1), (0, 1), (0, 0)];
 /// A probe sends so often.
 const EVERY: Duration = Duration::from_millis(80);
+/// The connection of each third probe breaks about so often.
+const BREAKS: Duration = Duration::from_millis(1300);
 /// Acknowledgements that the shard may not have written down before a kill.
 const CLOSES_LAG: Duration = Duration::from_secs(2);
 /// After a return everybody is attached again by then.
@@ -42,6 +44,7 @@ pub(super) struct Figures {
     pub(super) read: usize,
     pub(super) bounced: usize,
     pub(super) sessions: u32,
+    pub(super) resumed: u32,
     pub(super) told_h: u32,
     pub(super) resent: u32,
     pub(super) records: usize,
@@ -71,6 +74,8 @@ fn seats(server: &Server) -> Result<Vec<Seat>> {
             home: home % gateways,
             roams: seats.len() % 2 == 0,
             every: EVERY,
+            breaks: (seats.len() % 3 == 0)
+                .then(|| BREAKS + EVERY * u32::try_from(seats.len()).unwrap_or(0)),
         });
         Ok(())
     };
@@ -231,8 +236,8 @@ impl Load {
         self.orders.send_modify(|orders| orders.home += 1);
     }
 
-    /// Everybody sends a marker behind what it has sent; waits until each has come back. Gives how
-    /// many came back as errors.
+    /// Everybody sends a marker behind what it has sent; waits until each has come back. One
+    /// that is not routed is asked only of those that have a stream. Gives how many were errors.
     pub(super) async fn mark(&self, routed: bool, limit: Duration) -> Result<usize> {
         self.orders.send_modify(|orders| {
             orders.marker += 1;
@@ -240,7 +245,10 @@ impl Load {
         });
         let number = self.orders.borrow().marker;
         self.until(limit, "all markers", |load| {
-            load.books.iter().all(|book| book.open().marked >= number)
+            load.books.iter().all(|book| {
+                let notes = book.open();
+                notes.marked >= number || !(routed || notes.connected)
+            })
         })
         .await?;
         Ok(self
@@ -305,6 +313,7 @@ impl Load {
                 bail!("{problem}");
             }
             figures.sessions += notes.sessions;
+            figures.resumed += notes.resumed;
             figures.told_h += notes.told_h;
             figures.resent += notes.resent;
             journal.absorb(std::mem::take(&mut notes.journal));

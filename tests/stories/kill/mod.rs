@@ -11,3 +11,4 @@ mod resource;
 mod services;
 mod slow_disk;
 mod stage;
+mod stanza;

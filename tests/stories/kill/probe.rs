@@ -1,5 +1,5 @@
-//! One probe: a client that sends to its partner, reads everything, comes back after every break, and
-//! writes down what it sent, what was acknowledged, and what it read.
+//! One probe: a client that sends to its partner, reads everything, comes back after every break (some
+//! break off by themselves, again and again), resumes its session where it can, and writes down what it sent, what was acknowledged, and what it read.
 //!
 //! Owns the client's half of XEP-0198; refuses to judge: that is [`super::load`]'s and the checker's.
 
@@ -13,6 +13,8 @@ use chancery_testkit::client::{Login, authenticate};
 use chancery_testkit::wire::{Incoming, Wire};
 use chancery_xml::Element;
 use tokio::sync::watch;
+
+use super::stanza::{attribute, condition, text, unwrapped};
 
 const SM: &str = "urn:xmpp:sm:3";
 const STREAMS: &str = "http://etherx.jabber.org/streams";
@@ -39,6 +41,8 @@ pub(super) struct Seat {
     /// After a break it tries the other gateway too.
     pub(super) roams: bool,
     pub(super) every: Duration,
+    /// Its connection breaks so often without anybody's doing.
+    pub(super) breaks: Option<Duration>,
 }
 
 /// What all probes are told.
@@ -95,6 +99,8 @@ pub(super) struct Notes {
     pub(super) stream_errors: Vec<String>,
     pub(super) connected: bool,
     pub(super) sessions: u32,
+    /// Times that a session went on with another stream.
+    pub(super) resumed: u32,
     pub(super) resent: u32,
     pub(super) told_h: u32,
     /// Stanzas without acknowledgement.
@@ -115,8 +121,12 @@ impl Notebook {
     }
 }
 
-/// A stanza that is not acknowledged: a message, or something that does not matter.
-type Unsettled = Option<(String, String)>;
+/// A stanza that is not acknowledged; with its id when it is a message.
+#[derive(Clone)]
+struct Unsettled {
+    id: Option<String>,
+    stanza: String,
+}
 
 /// What is left of a broken session.
 #[derive(Default)]
@@ -209,8 +219,12 @@ impl Probe {
 
     async fn attempt(&mut self) -> Result<Wire> {
         let mut wire = authenticate(&self.seat.logins[self.gateway]).await?;
-        if !self.past.sm_id.is_empty() {
-            self.resume(&mut wire).await?;
+        if !self.past.sm_id.is_empty() && self.resume(&mut wire).await? {
+            let mut notes = self.notes.open();
+            notes.connected = true;
+            notes.resumed += 1;
+            drop(notes);
+            return Ok(wire);
         }
         let resource = &self.seat.resource;
         wire.send(format!(
@@ -247,9 +261,7 @@ impl Probe {
         .await?;
         self.send(&mut wire, None, "<presence/>".into()).await?;
         while let Some((id, stanza)) = self.again.pop_front() {
-            self.notes.open().resent += 1;
-            self.send(&mut wire, Some((id, stanza.clone())), stanza)
-                .await?;
+            self.send(&mut wire, Some(id), stanza).await?;
         }
         let mut notes = self.notes.open();
         notes.connected = true;
@@ -258,39 +270,60 @@ impl Probe {
         Ok(wire)
     }
 
-    /// XEP-0198 §5: what the log has is acknowledged, the rest is sent again; without an `h`
-    /// nothing is known, and it is not.
-    async fn resume(&mut self, wire: &mut Wire) -> Result<()> {
+    /// XEP-0198 §5: what was handled is acknowledged, the rest is sent again; without an `h`
+    /// nothing is known, and it is not. True when the session goes on.
+    async fn resume(&mut self, wire: &mut Wire) -> Result<bool> {
         let (id, h) = (&self.past.sm_id, self.past.received);
         wire.send(format!("<resume xmlns='{SM}' previd='{id}' h='{h}'/>"))
             .await?;
         let answer = wire.element().await?;
-        if !answer.is("failed", SM) {
-            bail!("not <failed/>: {}", text(&answer));
+        let resumed = answer.is("resumed", SM);
+        if !resumed && !answer.is("failed", SM) {
+            bail!("neither <resumed/> nor <failed/>: {}", text(&answer));
         }
-        let mut past = std::mem::take(&mut self.past);
+        let past = std::mem::take(&mut self.past);
         let Some(h) = answer.header.attr("h") else {
-            return Ok(());
+            return Ok(false);
         };
-        let h: u32 = h.parse()?;
+        let Some(past) = self.handled(past, h.parse()?) else {
+            return Ok(false);
+        };
+        if !resumed {
+            let messages = past.unsettled.into_iter();
+            self.again
+                .extend(messages.filter_map(|u| Some((u.id?, u.stanza))));
+            return Ok(false);
+        }
+        for unsettled in &past.unsettled {
+            // A broken stream is seen by whoever reads it.
+            let _ = wire.send(unsettled.stanza.clone()).await;
+        }
+        self.past = past;
+        Ok(true)
+    }
+
+    /// The server has handled so many: leaves what has to be sent again. `None` if that cannot be.
+    fn handled(&self, mut past: Past, h: u32) -> Option<Past> {
         let mut notes = self.notes.open();
         notes.told_h += 1;
         if h < past.acknowledged || (h - past.acknowledged) as usize > past.unsettled.len() {
             let (from, to) = (past.acknowledged, past.unsettled.len());
             notes.problems.push(format!(
-                "{}: <failed h='{h}'/>, but {from} was acknowledged and {to} more sent",
+                "{}: h='{h}', but {from} was acknowledged and {to} more sent",
                 self.jid
             ));
-            return Ok(());
+            return None;
         }
         for settled in past.unsettled.drain(..(h - past.acknowledged) as usize) {
-            notes.journal.acknowledged.extend(settled.map(|(id, _)| id));
+            notes.journal.acknowledged.extend(settled.id);
         }
+        past.acknowledged = h;
         // What came back as an error has had its end.
-        let fresh = |(id, _): &(String, String)| !notes.journal.errors.contains_key(id);
-        self.again
-            .extend(past.unsettled.into_iter().flatten().filter(fresh));
-        Ok(())
+        let over = |id: &String| notes.journal.errors.contains_key(id);
+        past.unsettled.retain(|u| !u.id.as_ref().is_some_and(over));
+        notes.unsettled = past.unsettled.len();
+        notes.resent += u32::try_from(past.unsettled.len()).unwrap_or(u32::MAX);
+        Some(past)
     }
 
     async fn live(&mut self, mut wire: Wire) -> Result<Over> {
@@ -304,6 +337,9 @@ impl Probe {
         let mut ask = tokio::time::interval(ASK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let breaks = self.seat.breaks.unwrap_or(Duration::MAX);
+        let broken = tokio::time::sleep(breaks);
+        tokio::pin!(broken);
         let mut sending = begun.sending;
         let mut closing = begun.over;
         if closing {
@@ -319,6 +355,7 @@ impl Probe {
                         return Ok(if over && closing { Over::Finished } else { Over::Broken });
                     }
                 },
+                () = &mut broken, if sending && !closing => return Ok(Over::Broken),
                 _ = tick.tick(), if sending && !closing => self.message(&mut wire).await,
                 _ = ask.tick(), if !self.past.unsettled.is_empty() && !closing => {
                     wire.send(format!("<r xmlns='{SM}'/>")).await
@@ -347,8 +384,12 @@ impl Probe {
     }
 
     /// Sends a stanza and counts it.
-    async fn send(&mut self, wire: &mut Wire, what: Unsettled, stanza: String) -> Result<()> {
-        self.past.unsettled.push_back(what);
+    async fn send(&mut self, wire: &mut Wire, id: Option<String>, stanza: String) -> Result<()> {
+        let unsettled = Unsettled {
+            id,
+            stanza: stanza.clone(),
+        };
+        self.past.unsettled.push_back(unsettled);
         self.notes.open().unsettled = self.past.unsettled.len();
         wire.send(stanza).await
     }
@@ -371,7 +412,7 @@ impl Probe {
                 id: id.clone(),
             });
         }
-        self.send(wire, Some((id, stanza.clone())), stanza).await
+        self.send(wire, Some(id), stanza).await
     }
 
     /// Sends a marker; a routed one is to the own full JID, and then to the own gateway.
@@ -450,7 +491,7 @@ impl Probe {
                 }
                 self.past.acknowledged = h;
                 for settled in self.past.unsettled.drain(..more) {
-                    notes.journal.acknowledged.extend(settled.map(|(id, _)| id));
+                    notes.journal.acknowledged.extend(settled.id);
                 }
                 notes.unsettled = self.past.unsettled.len();
             }
@@ -539,56 +580,4 @@ impl Probe {
         }
         Ok(())
     }
-}
-
-/// An element as text.
-pub(super) fn text(element: &Element) -> String {
-    String::from_utf8_lossy(&element.bytes).into_owned()
-}
-
-/// The message inside a carbon (XEP-0280), or the message itself.
-fn unwrapped(stanza: &str) -> &str {
-    let Some(at) = stanza.find("<forwarded") else {
-        return stanza;
-    };
-    let inner = &stanza[at..];
-    let from = inner.find("<message").unwrap_or_default();
-    let to = inner
-        .find("</message>")
-        .map_or(inner.len(), |end| end + "</message>".len());
-    &inner[from..to]
-}
-
-/// An attribute of the first element that opens like this.
-fn attribute(stanza: &str, opening: &str, name: &str) -> Option<String> {
-    let tag = stanza.split_once(opening)?.1.split('>').next()?;
-    for quote in ['\'', '"'] {
-        if let Some((_, rest)) = tag.split_once(&format!(" {name}={quote}")) {
-            return rest.split(quote).next().map(str::to_owned);
-        }
-    }
-    None
-}
-
-/// Condition and type of a stanza error.
-pub(super) fn condition(element: &Element) -> (String, String) {
-    let error = element
-        .header
-        .children
-        .iter()
-        .find(|child| &*child.name == "error");
-    let Some(error) = error else {
-        return (String::new(), String::new());
-    };
-    let condition = error
-        .children
-        .iter()
-        .map(|child| child.name.to_string())
-        .next();
-    let kind = error
-        .attrs
-        .iter()
-        .find(|a| &*a.name == "type")
-        .map(|a| a.value.to_string());
-    (condition.unwrap_or_default(), kind.unwrap_or_default())
 }

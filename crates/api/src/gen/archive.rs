@@ -92,7 +92,7 @@ pub struct SettleResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttachDown {
-    #[prost(oneof = "attach_down::Item", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "attach_down::Item", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub item: ::core::option::Option<attach_down::Item>,
 }
 /// Nested message and enum types in `AttachDown`.
@@ -115,6 +115,8 @@ pub mod attach_down {
         Detach(super::DetachSession),
         #[prost(message, tag = "8")]
         Highest(super::HighestCount),
+        #[prost(message, tag = "9")]
+        Away(super::Away),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -153,6 +155,9 @@ pub struct AttachSession {
     /// With `again`: entries handed up, not yet acknowledged by the client.
     #[prost(uint64, repeated, tag = "11")]
     pub unacknowledged: ::prost::alloc::vec::Vec<u64>,
+    /// See `Away`.
+    #[prost(bool, tag = "12")]
+    pub away: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateSession {
@@ -196,6 +201,14 @@ pub struct DenyEntry {
 pub struct DetachSession {
     #[prost(uint64, tag = "1")]
     pub session: u64,
+}
+/// The client's socket is gone and the session may be resumed (XEP-0198): everything waits, and no lag ends it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Away {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(bool, tag = "2")]
+    pub away: bool,
 }
 /// Asks the highest count in the log for a stream-management id.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

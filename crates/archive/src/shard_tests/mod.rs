@@ -2,5 +2,6 @@
 
 mod append_tests;
 mod attach_tests;
+mod away_tests;
 mod random_tests;
 mod rig;

@@ -11,7 +11,7 @@ pub(crate) fn manifest() -> Manifest {
         specifications: &[Specification {
             name: "XEP-0198",
             version: "1.6.3",
-            status: "partial: no resumption",
+            status: "complete",
         }],
     }
 }

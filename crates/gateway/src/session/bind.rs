@@ -1,5 +1,5 @@
 //! From the features after authentication to a bound resource (RFC 6120 §7), and `<resume/>`
-//! (XEP-0198 §5), which comes in its place.
+//! (XEP-0198 §5), which comes in its place. Owns who may resume what.
 //!
 //! The bind result waits for the shard: from then on nothing for this resource is missed.
 
@@ -8,17 +8,21 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use chancery_api::LaneError;
 use chancery_api::archive::{AttachDown, DetachSession, EndReason, attach_down};
 use chancery_xml::{Element, Frame, push_attr};
 use chancery_xmpp::{
     Condition, FullJid, StanzaError, StanzaHeader, StreamCondition, StreamError, jid, ns, stanza,
 };
 
-use super::identity::Identity;
-use super::inbox::{Event, Inbox};
+use super::identity::{Identity, log_id};
+use super::inbox::Event;
 use super::nonzas::unhex;
+use super::resumption::{Answer, Offer, Refusal, handled_too_high};
 use super::table::{Handle, Refused};
 use super::{Session, attach_of, cut_off_error};
+use tokio::sync::oneshot;
+
 use crate::features;
 use crate::negotiate::Authenticated;
 use crate::pipeline::answer;
@@ -36,6 +40,8 @@ enum Over {
     Closed { dead: bool },
     /// We end it.
     Error(StreamError),
+    /// A session has its socket now.
+    Resumed,
 }
 
 impl From<StreamCondition> for Over {
@@ -57,7 +63,7 @@ pub(crate) async fn bind(
     } = authenticated;
     let mut unbound = Unbound {
         gateway,
-        transport,
+        transport: Some(Box::new(transport)),
         account,
         credential_version,
     };
@@ -70,30 +76,24 @@ pub(crate) async fn bind(
             outcome.unwrap_or_else(|_| Err(StreamCondition::ConnectionTimeout.into()))
         }
     };
-    match outcome {
-        Ok(handle) => Some(Box::new(Session::new(
-            unbound.gateway,
-            handle,
-            unbound.transport,
-        ))),
-        Err(Over::Closed { dead: true }) => None,
-        Err(Over::Closed { dead: false }) => {
-            unbound.transport.close_with(None, CLOSE_LIMIT).await;
-            None
+    let transport = unbound.transport.take()?;
+    let error = match outcome {
+        Ok(handle) => {
+            let session = Session::new(unbound.gateway, handle, transport);
+            return Some(Box::new(session));
         }
-        Err(Over::Error(error)) => {
-            unbound
-                .transport
-                .close_with(Some(&error), CLOSE_LIMIT)
-                .await;
-            None
-        }
-    }
+        Err(Over::Resumed | Over::Closed { dead: true }) => return None,
+        Err(Over::Closed { dead: false }) => None,
+        Err(Over::Error(error)) => Some(error),
+    };
+    transport.close_with(error.as_ref(), CLOSE_LIMIT).await;
+    None
 }
 
 struct Unbound {
     gateway: Arc<Gateway>,
-    transport: Transport,
+    /// `None` while it is offered to a session.
+    transport: Option<Box<Transport>>,
     account: jid::BareJid,
     credential_version: u64,
 }
@@ -102,10 +102,10 @@ impl Unbound {
     async fn run(&mut self) -> Result<Arc<Handle>, Over> {
         let registered = self.gateway.handlers.stream_features();
         let features = features::after_auth(registered, self.gateway.config.stanza_bytes);
-        self.transport.queue(features.as_bytes());
+        self.transport()?.queue(features.as_bytes());
         for _ in 0..ATTEMPTS {
             self.flush().await?;
-            let element = match self.transport.next_frame().await {
+            let element = match self.transport()?.next_frame().await {
                 Ok(Some(Frame::Element(element))) => element,
                 Ok(Some(Frame::Close)) => return Err(Over::Closed { dead: false }),
                 Ok(Some(Frame::Open(_))) => return Err(StreamCondition::BadFormat.into()),
@@ -119,8 +119,12 @@ impl Unbound {
         Err(StreamCondition::PolicyViolation.into())
     }
 
+    fn transport(&mut self) -> Result<&mut Transport, Over> {
+        self.transport.as_deref_mut().ok_or(Over::Resumed)
+    }
+
     async fn flush(&mut self) -> Result<(), Over> {
-        self.transport
+        self.transport()?
             .flush()
             .await
             .map_err(|_| Over::Closed { dead: true })
@@ -144,7 +148,7 @@ impl Unbound {
             Ok(full) => match self.attach(&full).await? {
                 Ok(handle) => {
                     let result = bound(element, &full);
-                    self.transport.queue(result.as_bytes());
+                    self.transport()?.queue(result.as_bytes());
                     return Ok(Some(handle));
                 }
                 Err(error) => error,
@@ -152,7 +156,7 @@ impl Unbound {
             Err(error) => error,
         };
         if let Some(reply) = refused.reply(element, None, None) {
-            self.transport.queue(&reply);
+            self.transport()?.queue(&reply);
         }
         Ok(None)
     }
@@ -191,10 +195,7 @@ impl Unbound {
             gateway.ids.id(),
             self.credential_version,
         ));
-        let handle = Arc::new(Handle {
-            identity: Arc::clone(&identity),
-            inbox: Inbox::default(),
-        });
+        let handle = Arc::new(Handle::new(Arc::clone(&identity)));
         match gateway.sessions.enter(&handle) {
             Ok(()) => {}
             // §7.6.2.1
@@ -241,28 +242,87 @@ impl Unbound {
         }
     }
 
-    /// Before the bind there is nothing to enable and never anything to resume: an earlier session
-    /// ended with its stream. The count that the log has for its id is told, so that the client
-    /// does not send again what is there. Where the log does not say, the stream ends: without a
-    /// count the client would take it that nothing is there.
+    /// Before the bind there is nothing to enable or to count, but maybe something to resume.
     async fn on_stream_management(&mut self, element: &Element) -> Result<(), Over> {
         let answer = match &*element.header.name {
-            "resume" => {
-                let id = element.header.attr("previd").and_then(unhex);
-                let count = match id {
-                    Some(id) => match self.gateway.link.highest_count(id).await {
-                        Ok(count) => count,
-                        Err(_) => return Err(StreamCondition::ResourceConstraint.into()),
-                    },
-                    None => None,
-                };
-                failed("item-not-found", count)
-            }
+            "resume" => self.resume(element).await?,
             "enable" | "r" | "a" => failed("unexpected-request", None),
             _ => return Err(StreamCondition::UnsupportedStanzaType.into()),
         };
-        self.transport.queue(answer.as_bytes());
+        self.transport()?.queue(answer.as_bytes());
         Ok(())
+    }
+
+    /// Offers the stream to the session that it names, or says why that cannot be.
+    async fn resume(&mut self, element: &Element) -> Result<String, Over> {
+        let gateway = Arc::clone(&self.gateway);
+        let Some(h) = element.header.attr("h").and_then(|h| h.parse().ok()) else {
+            gateway.metrics.resumptions_refused.inc();
+            return Ok(failed("bad-request", None));
+        };
+        let id = element.header.attr("previd").and_then(unhex);
+        let session = id.and_then(|id| gateway.sessions.by_sm_id(&id));
+        if let Some(handle) = &session {
+            let identity = &handle.identity;
+            if *identity.account != *self.account.as_str() {
+                // An id is its owner's: to anybody else it is nothing, and the owner hears nothing.
+                gateway.metrics.resumptions_refused.inc();
+                return Ok(failed("item-not-found", None));
+            }
+            let cut_off = gateway
+                .sessions
+                .cut_off(&identity.account, self.credential_version);
+            if let Some(why) = cut_off {
+                return Err(Over::Error(cut_off_error(why)));
+            }
+            // With another password since, it is about to be cut off.
+            if identity.credentials() == self.credential_version {
+                self.offer(handle, h).await?;
+            }
+        }
+        gateway.metrics.resumptions_refused.inc();
+        // The count that the log has is told, so that the client does not send again what is there.
+        // Where the log does not say, the stream ends: without a count the client would take it that
+        // nothing is there.
+        let count = match id {
+            Some(id) => match self.highest_count(&id).await {
+                Ok(count) => count,
+                Err(_) => return Err(StreamCondition::ResourceConstraint.into()),
+            },
+            None => None,
+        };
+        Ok(failed("item-not-found", count))
+    }
+
+    async fn highest_count(&self, id: &[u8; 16]) -> Result<Option<u64>, LaneError> {
+        let key = log_id(id, self.account.as_str());
+        self.gateway.link.highest_count(key).await
+    }
+
+    /// `Ok` when the session does not take it and the stream is still ours.
+    async fn offer(&mut self, handle: &Handle, h: u32) -> Result<(), Over> {
+        let Some(transport) = self.transport.take() else {
+            return Err(Over::Resumed);
+        };
+        let (answer, answered) = oneshot::channel();
+        let offer = Offer {
+            transport,
+            h,
+            answer,
+        };
+        if let Err(offer) = handle.inbox.offer(Box::new(offer)) {
+            self.transport = Some(offer.transport);
+            return Ok(());
+        }
+        let Ok(Answer::Refused(transport, why)) = answered.await else {
+            return Err(Over::Resumed);
+        };
+        self.transport = Some(transport);
+        match why {
+            Refusal::Gone => Ok(()),
+            Refusal::TooHigh => Err(Over::Error(handled_too_high())),
+            Refusal::Conflict => Err(StreamCondition::Conflict.into()),
+        }
     }
 }
 

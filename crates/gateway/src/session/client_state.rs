@@ -1,4 +1,4 @@
-//! What an inactive client need not hear at once (XEP-0352): presence, of each resource the newest.
+//! What an inactive client, or one without a stream, need not hear at once (XEP-0352): presence, of each resource the newest.
 //! It is handed on, in the order in which it came, with whatever comes next, when the client is active
 //! again, and when too much is held. Refuses to hold anything from the log.
 
@@ -40,6 +40,11 @@ impl ClientState {
         }
         self.held.push(source);
         None
+    }
+
+    /// How many are held, and their bytes.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.held.len(), self.held.iter().map(Source::size).sum())
     }
 
     /// Takes what is held.

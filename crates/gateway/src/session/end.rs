@@ -35,9 +35,9 @@ impl Session {
         let mut requests: Vec<Bytes> = Vec::new();
         if let Some(management) = &mut self.management {
             // The client hears of everything that is known to be handled.
-            if management.owes_answer() && !self.dead {
+            if management.owes_answer() {
                 let answer = management.answer();
-                self.transport.queue(answer.as_bytes());
+                self.connection.queue(answer.as_bytes());
             }
             requests.extend(management.unanswered());
         }
@@ -46,6 +46,7 @@ impl Session {
                 .drain()
                 .filter_map(|source| unwritten(&source)),
         );
+        self.handle.inbox.refuse_offers();
         self.tell(attach_down::Item::Detach(DetachSession {
             session: identity.number,
         }));
@@ -54,14 +55,11 @@ impl Session {
         let Self {
             gateway,
             handle,
-            transport,
-            dead,
+            mut connection,
             ..
         } = *self;
         let closing = async {
-            if dead {
-                drop(transport);
-            } else {
+            if let Some(transport) = connection.take() {
                 let error = ending.as_ref().and_then(|ending| ending.error.as_ref());
                 transport.close_with(error, CLOSE_LIMIT).await;
             }

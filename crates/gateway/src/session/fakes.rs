@@ -41,6 +41,7 @@ pub(crate) struct Log {
     pub(crate) denied: Vec<u64>,
     pub(crate) attached: Vec<AttachSession>,
     pub(crate) detached: Vec<u64>,
+    pub(crate) away: Vec<(u64, bool)>,
     pub(crate) acts: Vec<RecordActRequest>,
     /// Answers are held back.
     pub(crate) held: Option<Vec<(AppendAnswer, Answers<AppendAnswer>)>>,
@@ -92,6 +93,7 @@ impl FakeArchive {
                 };
                 log.up(attach_up::Item::Highest(answer));
             }
+            Item::Away(away) => log.away.push((away.session, away.away)),
             Item::Hello(_) | Item::Credit(_) => {}
         }
     }

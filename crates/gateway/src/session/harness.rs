@@ -39,6 +39,8 @@ pub(super) struct Client {
     socket: TcpStream,
     framer: Framer,
     pub(super) full: String,
+    /// Of the stream management session that was enabled or resumed.
+    pub(super) sm_id: String,
 }
 
 impl Server {
@@ -103,6 +105,7 @@ impl Server {
             socket,
             framer: Framer::new(Limits::after_auth()),
             full: String::new(),
+            sm_id: String::new(),
         };
         client.send(HEADER).await;
         let mut transport = Transport::plain(accepted, Limits::after_auth(), Admitted::uncounted());
@@ -132,6 +135,27 @@ impl Server {
         client
     }
 
+    /// A bound session that may be resumed.
+    pub(super) async fn resumable(&self, account: &str, resource: &str) -> Client {
+        let mut client = self.login(account, resource).await;
+        client
+            .send("<enable xmlns='urn:xmpp:sm:3' resume='true'/>")
+            .await;
+        let enabled = client.expect(&["<enabled", "resume='true'"]).await;
+        client.sm_id = attribute(&enabled, "id");
+        client
+    }
+
+    /// A stream that has authenticated and asks for a session; with the answer.
+    pub(super) async fn resume(&self, account: &str, sm_id: &str, h: u32) -> (Client, String) {
+        let mut client = self.authenticated(account).await;
+        client.sm_id = sm_id.to_owned();
+        let resume = format!("<resume xmlns='urn:xmpp:sm:3' previd='{sm_id}' h='{h}'/>");
+        client.send(&resume).await;
+        let answer = client.receive().await;
+        (client, answer)
+    }
+
     /// A bound session.
     pub(super) async fn login(&self, account: &str, resource: &str) -> Client {
         let mut client = self.authenticated(account).await;
@@ -147,6 +171,12 @@ impl Server {
         );
         client
     }
+}
+
+/// An attribute of an element as written.
+fn attribute(element: &str, name: &str) -> String {
+    let (_, rest) = element.split_once(&format!(" {name}='")).unwrap();
+    rest.split('\'').next().unwrap().to_owned()
 }
 
 impl Client {

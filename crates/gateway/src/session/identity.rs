@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aws_lc_rs::digest;
 use chancery_api::archive::UpdateSession;
 use chancery_api::directory::AccountFact;
 use chancery_api::roster::SubscriptionsResponse;
@@ -32,8 +33,10 @@ pub(crate) struct Identity {
     pub(crate) full: Box<str>,
     /// Domain of the account.
     pub(crate) domain: Arc<str>,
-    /// Key of what is recorded from `<enable/>` on, and its stream-management id.
+    /// Its stream-management id, which only its client knows.
     pub(crate) sm_id: [u8; 16],
+    /// Key of what is recorded from `<enable/>` on: see [`log_id`].
+    pub(crate) log_id: [u8; 16],
     /// Key of what is recorded before: the client's counts begin with `<enable/>` (XEP-0198 §4).
     pub(crate) early_id: [u8; 16],
     /// Version of the credentials that opened it, or that it has made since.
@@ -44,6 +47,19 @@ pub(crate) struct Identity {
     pub(crate) followed: Mutex<Followed>,
     /// Held by a page of the archive until the last of it is written.
     pub(crate) paging: Arc<Semaphore>,
+}
+
+/// The key under which the log has the counts of a stream-management id. Whoever asks for the count of
+/// an id asks under the own account: of another's id the log then knows nothing, on any gateway.
+pub(crate) fn log_id(sm_id: &[u8; 16], account: &str) -> [u8; 16] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(sm_id);
+    context.update(account.as_bytes());
+    let mut id = [0; 16];
+    for (to, from) in id.iter_mut().zip(context.finish().as_ref()) {
+        *to = *from;
+    }
+    id
 }
 
 /// The state of a session that its shard decides by.
@@ -96,6 +112,7 @@ impl Identity {
             account: full.to_bare().as_str().into(),
             full: full.as_str().into(),
             domain: full.domain().as_str().into(),
+            log_id: log_id(&sm_id, full.to_bare().as_str()),
             sm_id,
             early_id,
             credential_version: AtomicU64::new(credential_version),
@@ -239,6 +256,15 @@ mod tests {
         followed.updated();
         assert!(second.try_recv().is_ok());
         assert!(followed.change(1, Change::Carbons(true)).is_none());
+    }
+
+    #[test]
+    fn the_key_in_the_log_is_of_the_id_and_the_account() {
+        let key = log_id(&[1; 16], "a@x");
+        assert_eq!(key, log_id(&[1; 16], "a@x"));
+        assert_ne!(key, log_id(&[1; 16], "b@x"));
+        assert_ne!(key, log_id(&[2; 16], "a@x"));
+        assert_ne!(key, [1; 16]);
     }
 
     #[test]

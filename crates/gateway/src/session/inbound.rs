@@ -34,7 +34,7 @@ impl Session {
             let reads = self.ending.is_none()
                 && self.paused_until.is_none()
                 && self.window.takes_more()
-                && self.transport.has_room();
+                && self.connection.has_room();
             if !reads {
                 break;
             }
@@ -42,7 +42,7 @@ impl Session {
                 self.paused_until = Some(at);
                 break;
             }
-            let Poll::Ready(frame) = self.transport.poll_frame(cx) else {
+            let Poll::Ready(frame) = self.connection.poll_frame(cx) else {
                 break;
             };
             progress = true;
@@ -176,7 +176,7 @@ impl Session {
     fn key(&self) -> Key {
         let identity = &self.handle.identity;
         let sm_id = if self.management.is_some() {
-            identity.sm_id
+            identity.log_id
         } else {
             identity.early_id
         };
@@ -216,6 +216,9 @@ impl Session {
         for effect in effects {
             self.on_effect(effect, now);
         }
+        if self.frozen && self.ending.is_none() {
+            self.thaw();
+        }
         if progress && self.window.is_empty() && self.answer_unasked {
             self.answer_unasked = false;
             if self.management.as_ref().is_some_and(|sm| sm.owes_answer()) {
@@ -227,7 +230,9 @@ impl Session {
 
     fn on_effect(&mut self, effect: Effect, now: Instant) {
         match effect {
-            Effect::Write(bytes) => self.write_stanza(&bytes),
+            // The client says it again, and is answered then.
+            Effect::Write(_) if self.frozen => {}
+            Effect::Write(bytes) => self.write_stanza(bytes),
             Effect::Queue(page) => page
                 .into_iter()
                 .for_each(|source| self.outgoing.push(source)),
@@ -258,8 +263,10 @@ impl Session {
             // The outcome is unknown: neither bounced nor counted, and nothing behind it is.
             self.gateway.metrics.unknown.inc();
             self.frozen = true;
-            self.ending = None;
-            self.end(Some(error), std::time::Duration::ZERO);
+            if !self.detach(Some(error.clone())) {
+                self.ending = None;
+                self.end(Some(error), std::time::Duration::ZERO);
+            }
             return;
         }
         if counted && let Some(management) = &mut self.management {
@@ -269,7 +276,7 @@ impl Session {
             && let Some(reply) = error.reply(&element, None, Some(&self.handle.identity.full))
         {
             self.gateway.metrics.bounced(error.condition);
-            self.write_stanza(&reply);
+            self.write_stanza(reply);
         }
     }
 }

@@ -11,6 +11,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::deliver::{Delivered, PresenceUp};
+use super::resumption::{Offer, Refusal};
 
 /// Events that may wait. Entries are held by credit, far below this; what fills it is presence and
 /// other ephemerals to a session that does not take them: then the session ends.
@@ -64,6 +65,10 @@ pub(crate) enum Event {
 struct Queue {
     events: VecDeque<Event>,
     overflown: bool,
+    /// The session may be resumed.
+    resumable: bool,
+    /// A stream that wants to take it over.
+    offer: Option<Box<Offer>>,
 }
 
 /// See the module.
@@ -121,6 +126,45 @@ impl Inbox {
             return queue.events.pop_front();
         }
         None
+    }
+
+    /// From now on streams may offer to take the session over.
+    pub(crate) fn accept_offers(&self) {
+        self.queue.lock().resumable = true;
+    }
+
+    /// No more of them: the session ends.
+    pub(crate) fn refuse_offers(&self) {
+        let pending = {
+            let mut queue = self.queue.lock();
+            queue.resumable = false;
+            queue.offer.take()
+        };
+        if let Some(offer) = pending {
+            offer.refuse(Refusal::Gone);
+        }
+    }
+
+    /// A stream offers to take the session over; of two, the later one does. Given back when the
+    /// session cannot be resumed.
+    pub(crate) fn offer(&self, offer: Box<Offer>) -> Result<(), Box<Offer>> {
+        let earlier = {
+            let mut queue = self.queue.lock();
+            if !queue.resumable {
+                return Err(offer);
+            }
+            queue.offer.replace(offer)
+        };
+        if let Some(earlier) = earlier {
+            earlier.refuse(Refusal::Conflict);
+        }
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Takes the offer.
+    pub(crate) fn take_offer(&self) -> Option<Box<Offer>> {
+        self.queue.lock().offer.take()
     }
 
     fn pop(&self) -> Option<Event> {

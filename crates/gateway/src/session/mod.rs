@@ -1,12 +1,13 @@
-//! A session: one bound resource on one stream, as one task.
+//! A session: one bound resource, as one task, on one stream at a time (XEP-0198).
 //!
 //! The task is a poll function over a few state machines that do no I/O of their own: the inbound
-//! window, the outgoing order, the XEP-0198 counters, the shaping bucket. It owns the transport and
+//! window, the outgoing order, the XEP-0198 counters, the shaping bucket. It owns the stream and
 //! writes what is ready in one flush. Everything that is idle costs nothing: queues are empty,
 //! timers and futures exist only while something is due.
 
 pub(crate) mod bind;
 pub(crate) mod client_state;
+mod connection;
 pub(crate) mod deliver;
 mod end;
 pub(crate) mod identity;
@@ -15,6 +16,7 @@ pub(crate) mod inbox;
 mod nonzas;
 mod outbound;
 pub(crate) mod outgoing;
+pub(crate) mod resumption;
 pub(crate) mod shaping;
 pub(crate) mod stream_management;
 pub(crate) mod table;
@@ -34,6 +36,7 @@ use crate::presence::{Owed, Own, Why};
 use crate::service::Gateway;
 use crate::transport::Transport;
 use client_state::ClientState;
+use connection::Connection;
 use inbox::{CutOff, Event};
 use outgoing::{Outgoing, Source};
 use shaping::{Rate, Shaping};
@@ -69,7 +72,7 @@ struct Ending {
 pub(crate) struct Session {
     gateway: Arc<Gateway>,
     handle: Arc<Handle>,
-    transport: Transport,
+    connection: Connection,
     window: Window,
     outgoing: Outgoing,
     client_state: ClientState,
@@ -100,15 +103,19 @@ pub(crate) struct Session {
     rejoined: bool,
     timer: Option<Pin<Box<Sleep>>>,
     ending: Option<Box<Ending>>,
-    /// The socket is gone.
-    dead: bool,
+    /// Without a stream, until then; or about to take over another, until then.
+    away_until: Option<Instant>,
     /// An outcome is unknown: nothing behind it is counted or answered.
     frozen: bool,
 }
 
 impl Session {
     /// A session whose bind result is queued.
-    pub(crate) fn new(gateway: Arc<Gateway>, handle: Arc<Handle>, transport: Transport) -> Self {
+    pub(crate) fn new(
+        gateway: Arc<Gateway>,
+        handle: Arc<Handle>,
+        transport: Box<Transport>,
+    ) -> Self {
         let now = gateway.clock.monotonic();
         let config = &gateway.config;
         let stanzas = Rate {
@@ -124,7 +131,7 @@ impl Session {
             attached_on: gateway.link.generation(),
             gateway,
             handle,
-            transport,
+            connection: Connection::Open(transport),
             window: Window::default(),
             outgoing: Outgoing::default(),
             client_state: ClientState::default(),
@@ -143,7 +150,7 @@ impl Session {
             rejoined: false,
             timer: None,
             ending: None,
-            dead: false,
+            away_until: None,
             frozen: false,
         }
     }
@@ -161,6 +168,7 @@ impl Session {
             let now = self.gateway.clock.monotonic();
             let mut progress = self.poll_inbox(cx);
             progress |= self.poll_window(cx, now);
+            progress |= self.poll_resumption();
             progress |= self.poll_outgoing(cx);
             progress |= self.poll_frames(cx, now);
             progress |= self.poll_due(now);
@@ -205,8 +213,17 @@ impl Session {
 
     /// The socket is gone: what was read is still brought to its end.
     fn die(&mut self) {
-        self.dead = true;
-        self.end(None, DRAIN_LIMIT);
+        if !self.detach(None) {
+            self.connection = Connection::Gone;
+            self.end(None, DRAIN_LIMIT);
+        }
+    }
+
+    /// The stream ends with this error; a session that may be resumed outlasts it.
+    fn break_off(&mut self, error: StreamError, limit: Duration) {
+        if !self.detach(Some(error.clone())) {
+            self.end(Some(error), limit);
+        }
     }
 
     /// Takes what came up. While there is no room for stanzas only what ends the session is taken:
@@ -215,6 +232,10 @@ impl Session {
         // First, so that nothing that comes from here on is missed.
         self.handle.inbox.register(cx);
         let mut progress = false;
+        if let Some(offer) = self.handle.inbox.take_offer() {
+            self.on_offer(*offer);
+            progress = true;
+        }
         while let Some(event) = self.handle.inbox.pop_urgent() {
             self.on_event(event);
             progress = true;
@@ -236,9 +257,11 @@ impl Session {
     }
 
     fn takes_stanzas(&self) -> bool {
+        // Away it takes everything and looks at its bounds itself: there is no socket to wait for.
         self.ending.is_some()
+            || self.away_until.is_some()
             || (self.outgoing.takes_more()
-                && self.transport.has_room()
+                && self.connection.has_room()
                 && self.management.as_ref().is_none_or(|sm| !sm.is_full()))
     }
 
@@ -319,6 +342,7 @@ impl Session {
                 again: true,
                 position,
                 unacknowledged,
+                away: self.away_until.is_some(),
                 ..attach_of(identity)
             }
         };
@@ -357,9 +381,11 @@ impl Session {
             .is_some_and(|at| at + ACKNOWLEDGE_LIMIT <= now)
         {
             self.asked_at = None;
-            self.fail(StreamCondition::ConnectionTimeout);
+            let error = StreamError::new(StreamCondition::ConnectionTimeout);
+            self.break_off(error, DRAIN_LIMIT);
             progress = true;
         }
+        progress |= self.poll_away(now);
         progress
     }
 
@@ -371,6 +397,7 @@ impl Session {
             self.ask_at,
             self.asked_at.map(|at| at + ACKNOWLEDGE_LIMIT),
             self.window.deadline(),
+            self.away_until.filter(|_| self.ending.is_none()),
             self.ending.as_ref().map(|ending| ending.until),
         ];
         let Some(next) = due.into_iter().flatten().min() else {
@@ -410,7 +437,7 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
     AttachSession {
         session: identity.number,
         full_jid: identity.full.to_string(),
-        sm_id: bytes::Bytes::copy_from_slice(&identity.sm_id),
+        sm_id: bytes::Bytes::copy_from_slice(&identity.log_id),
         credit: CREDIT,
         ..AttachSession::default()
     }
@@ -424,5 +451,7 @@ mod fakes;
 mod fault_tests;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod resumption_tests;
 #[cfg(test)]
 mod talk_tests;

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use chancery_api::archive::{Acknowledge, Credit, attach_down};
-use chancery_xml::Element;
-use chancery_xmpp::{StreamCondition, StreamError, ns};
+use chancery_xml::{Element, push_attr};
+use chancery_xmpp::{StreamCondition, ns};
 use tokio::time::Instant;
 
+use super::resumption::handled_too_high;
 use super::stream_management::StreamManagement;
 use super::{CREDIT, DRAIN_LIMIT, Session};
 
@@ -19,13 +20,13 @@ const UNEXPECTED: &str = "<failed xmlns='urn:xmpp:sm:3'><unexpected-request xmln
 impl Session {
     pub(super) fn on_stream_management(&mut self, element: &Element, now: Instant) {
         match &*element.header.name {
-            "enable" => self.enable(),
+            "enable" => self.enable(element),
             "r" if self.management.is_some() => {
                 self.window.request(now + ANSWER_LIMIT);
             }
             "a" if self.management.is_some() => self.acknowledged(element),
             // §5: only before a resource is bound.
-            "resume" | "r" | "a" => self.transport.queue(UNEXPECTED.as_bytes()),
+            "resume" | "r" | "a" => self.connection.queue(UNEXPECTED.as_bytes()),
             _ => self.fail(StreamCondition::UnsupportedStanzaType),
         }
     }
@@ -42,20 +43,30 @@ impl Session {
     }
 
     /// §3: once, on a bound stream.
-    fn enable(&mut self) {
+    fn enable(&mut self, element: &Element) {
         if self.management.is_some() {
-            self.transport.queue(UNEXPECTED.as_bytes());
+            self.connection.queue(UNEXPECTED.as_bytes());
             return;
         }
         let config = &self.gateway.config;
-        let queue = StreamManagement::new(config.sm_queue_stanzas, config.sm_queue_bytes);
+        let mut queue = StreamManagement::new(config.sm_queue_stanzas, config.sm_queue_bytes);
+        queue.resumable_seconds = seconds(element, config.resume_seconds);
+        // Without `resume` the session ends with its stream. The id serves `<failed h=''/>`.
+        let id = hex(&self.handle.identity.sm_id);
+        let mut enabled = format!("<enabled xmlns='{}' id='{id}'", ns::SM);
+        if let Some(seconds) = queue.resumable_seconds {
+            enabled.push_str(" resume='true'");
+            push_attr(&mut enabled, "max", &seconds.to_string());
+            if !config.location.is_empty() {
+                push_attr(&mut enabled, "location", &config.location);
+            }
+            self.gateway.sessions.resumable(&self.handle);
+        }
+        enabled.push_str("/>");
         self.management = Some(Box::new(queue));
         // §4: both sides count from here.
         self.count = 0;
-        let id = hex(&self.handle.identity.sm_id);
-        // Without `resume`: the session ends with its stream. The id serves `<failed h=''/>`.
-        let enabled = format!("<enabled xmlns='{}' id='{id}'/>", ns::SM);
-        self.transport.queue(enabled.as_bytes());
+        self.connection.queue(enabled.as_bytes());
         self.grant(self.managed_credit() - CREDIT);
     }
 
@@ -68,10 +79,7 @@ impl Session {
             return;
         };
         let Ok(entries) = management.acknowledge(h) else {
-            // §6
-            let error = StreamError::new(StreamCondition::UndefinedCondition)
-                .with_app(ns::SM, "handled-count-too-high");
-            self.end(Some(error), DRAIN_LIMIT);
+            self.end(Some(handled_too_high()), DRAIN_LIMIT);
             return;
         };
         self.asked_at = None;
@@ -105,7 +113,7 @@ impl Session {
     pub(super) fn write_answer(&mut self) {
         if let Some(management) = &mut self.management {
             let answer = management.answer();
-            self.transport.queue(answer.as_bytes());
+            self.connection.queue(answer.as_bytes());
         }
     }
 
@@ -118,10 +126,21 @@ impl Session {
             return false;
         }
         let request = management.request();
-        self.transport.queue(request.as_bytes());
+        self.connection.queue(request.as_bytes());
         self.asked_at = Some(now);
         true
     }
+}
+
+/// For how many seconds a session may be resumed (§5): as many as the client wants and the server
+/// has, `None` when one of them wants none.
+fn seconds(enable: &Element, most: u32) -> Option<u32> {
+    let wanted = matches!(enable.header.attr("resume"), Some("true" | "1"));
+    let max = enable.header.attr("max");
+    let max = max
+        .and_then(|max| max.parse::<u32>().ok())
+        .filter(|max| *max > 0);
+    (wanted && most > 0).then(|| max.map_or(most, |max| max.min(most)))
 }
 
 /// Lower-case hexadecimal.

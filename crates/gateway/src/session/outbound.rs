@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use chancery_api::archive::{DenyEntry, attach_down};
 use chancery_xmpp::StreamCondition;
 use futures_util::FutureExt;
@@ -46,6 +47,10 @@ impl Session {
             }
         }
         let entry = source.entry();
+        if self.away_until.is_some() && entry == 0 && self.holds_too_much() {
+            self.fail(StreamCondition::ResourceConstraint);
+            return self.on_delivery(source);
+        }
         if entry != 0 && self.rejoined && self.has_out(entry) {
             return; // came up on the old stream as well
         }
@@ -76,13 +81,17 @@ impl Session {
     /// Writes what may be written under the version in force. The version is held while writing:
     /// whoever confirms a newer one waits for this.
     pub(super) fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.outgoing.is_empty() || self.ending.is_some() {
+        if self.ending.is_some() || !self.connection.is_open() {
             return false;
+        }
+        let mut progress = self.write_again();
+        if self.outgoing.is_empty() {
+            return progress;
         }
         let gateway = Arc::clone(&self.gateway);
         if !gateway.policy.is_followed(gateway.clock.monotonic()) {
             // There may be a newer version: everything waits until policy is heard of again.
-            return false;
+            return progress;
         }
         let handle = Arc::clone(&self.handle);
         let reader = handle.identity.reader();
@@ -90,13 +99,28 @@ impl Session {
         let in_force = gateway.policy.in_force();
         // Before the first version is known nothing passes without a verdict of its own.
         let current = (*in_force).max(1);
-        let mut progress = false;
-        while self.transport.has_room() && self.management.as_ref().is_none_or(|sm| !sm.is_full()) {
+        while self.connection.has_room() && self.management.as_ref().is_none_or(|sm| !sm.is_full())
+        {
             match self.outgoing.poll_next(cx, current, &ask) {
                 Poll::Ready(Next::Write(source)) => self.write_source(&source),
                 Poll::Ready(Next::Denied(source, verdict)) => self.deny(&source, verdict),
                 Poll::Pending => break,
             }
+            progress = true;
+        }
+        progress
+    }
+
+    /// What a stream before this one had, or waited for it: as it was, and not decided again.
+    fn write_again(&mut self) -> bool {
+        let Some(management) = &mut self.management else {
+            return false;
+        };
+        let mut progress = false;
+        while self.connection.has_room()
+            && let Some(bytes) = management.next_unsent()
+        {
+            self.connection.queue(&bytes);
             progress = true;
         }
         progress
@@ -114,16 +138,14 @@ impl Session {
             return;
         };
         let entry = source.entry();
-        self.transport.queue(&bytes);
+        self.connection.queue(&bytes);
         self.gateway.metrics.outbound.inc();
         match &mut self.management {
             Some(management) => {
-                let size = bytes.len();
-                let request = source.is_request().then_some(bytes);
                 management.sent(Unacked {
                     entry,
-                    size,
-                    request,
+                    bytes,
+                    request: source.is_request(),
                 });
             }
             None if entry != 0 => self.unwritten.push(entry),
@@ -148,12 +170,13 @@ impl Session {
         self.grant(1);
     }
 
-    /// Writes a stanza of the server itself.
-    pub(super) fn write_stanza(&mut self, bytes: &[u8]) {
-        if self.dead {
-            return;
+    /// Writes a stanza of the server itself; without a stream it waits for the next.
+    pub(super) fn write_stanza(&mut self, bytes: Bytes) {
+        let direct =
+            self.connection.is_open() && self.management.as_ref().is_none_or(|sm| !sm.has_unsent());
+        if direct {
+            self.connection.queue(&bytes);
         }
-        self.transport.queue(bytes);
         if let Some(management) = &mut self.management {
             if management.is_full() {
                 // A client that asks on and on and acknowledges nothing.
@@ -165,16 +188,21 @@ impl Session {
                 );
                 return;
             }
-            management.sent(Unacked {
-                size: bytes.len(),
+            let unacked = Unacked {
+                bytes,
                 ..Unacked::default()
-            });
+            };
+            if direct {
+                management.sent(unacked);
+            } else {
+                management.wait(unacked);
+            }
         }
     }
 
     /// Writes to the socket. True when that made room for more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.dead {
+        if !self.connection.is_open() {
             return false;
         }
         if let Some(management) = &self.management {
@@ -184,8 +212,8 @@ impl Session {
                 self.ask_at = Some(now + ASK_WHEN_IDLE);
             }
         }
-        let held_back = !self.transport.has_room();
-        match self.transport.poll_flush(cx) {
+        let held_back = !self.connection.has_room();
+        match self.connection.poll_flush(cx) {
             Poll::Pending => false,
             Poll::Ready(Ok(())) => {
                 // With the kernel: without stream management that is all there is to know.

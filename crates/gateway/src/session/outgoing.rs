@@ -91,6 +91,16 @@ impl Source {
         }
     }
 
+    /// Its bytes, about.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Log(delivered, _) => delivered.up.payload.len(),
+            Self::Presence(presence) => presence.payload.len(),
+            Self::Archived(archived) => archived.message.payload.len(),
+            Self::Answer(answered) => answered.bytes.len(),
+        }
+    }
+
     /// An IQ that somebody waits for the answer of.
     pub(crate) fn is_request(&self) -> bool {
         match self {
@@ -286,6 +296,14 @@ impl Outgoing {
             }
         }
         None
+    }
+
+    /// How many wait here that are no entries, and their bytes.
+    pub(crate) fn extras(&self) -> (usize, usize) {
+        let extras = self.waiting.iter().filter(|w| w.source.entry() == 0);
+        extras.fold((0, 0), |(count, bytes), waiting| {
+            (count + 1, bytes + waiting.source.size())
+        })
     }
 
     /// Entries that wait here.

@@ -1,6 +1,7 @@
 //! XEP-0198 counters and the queue of what the client has not acknowledged. Pure: no I/O, no clock.
 //!
-//! Refuses to know what an entry is: it keeps its number, and what an unanswered IQ request needs.
+//! Refuses to know what an entry is: it keeps its number, and the bytes, which go out again as they
+//! were when the session is resumed.
 
 use std::collections::VecDeque;
 
@@ -9,22 +10,31 @@ use bytes::Bytes;
 /// The server asks for an acknowledgement after so many stanzas, or when it goes idle.
 pub(crate) const REQUEST_EVERY: u32 = 16;
 
-/// A stanza that was written and is not acknowledged.
+/// A stanza that was written, or waits for a stream, and is not acknowledged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Unacked {
     /// Its number, when it was an entry; 0 otherwise.
     pub(crate) entry: u64,
-    /// Its bytes, for the limit.
-    pub(crate) size: usize,
-    /// An IQ request, kept because somebody waits for an answer.
-    pub(crate) request: Option<Bytes>,
+    /// As written.
+    pub(crate) bytes: Bytes,
+    /// An IQ request: somebody waits for an answer.
+    pub(crate) request: bool,
 }
 
 /// The client claims to have handled more than was sent (XEP-0198 §6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HandledTooHigh;
 
-/// The state of an enabled stream.
+/// What is wrong with the count of a `<resume/>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WrongCount {
+    /// More than was sent (§6).
+    TooHigh,
+    /// Less than the client has acknowledged already: it is no longer here.
+    TooLow,
+}
+
+/// The state of an enabled stream, and of the session that goes on from stream to stream.
 #[derive(Debug, Default)]
 pub(crate) struct StreamManagement {
     /// Stanzas of the client whose outcome is known; wraps at 2^32 (XEP-0198 §4).
@@ -34,12 +44,16 @@ pub(crate) struct StreamManagement {
     /// The client's last `h`.
     acked: u32,
     queue: VecDeque<Unacked>,
+    /// How many at the end of the queue were not yet written to the stream there is.
+    unsent: usize,
     bytes: usize,
     limit_stanzas: usize,
     limit_bytes: usize,
     since_request: u32,
     /// An `<r/>` is out.
     pub(crate) requested: bool,
+    /// For how many seconds the session may be resumed; `None` when it ends with its stream.
+    pub(crate) resumable_seconds: Option<u32>,
 }
 
 impl StreamManagement {
@@ -58,6 +72,11 @@ impl StreamManagement {
         self.handled = self.handled.wrapping_add(1);
     }
 
+    /// Stanzas of the client that are handled, modulo 2^32.
+    pub(crate) fn handled(&self) -> u32 {
+        self.handled
+    }
+
     /// True when `h` has grown since it was last told.
     pub(crate) fn owes_answer(&self) -> bool {
         self.handled != self.told
@@ -71,14 +90,66 @@ impl StreamManagement {
 
     /// A stanza was written.
     pub(crate) fn sent(&mut self, unacked: Unacked) {
-        self.bytes += unacked.size;
+        self.bytes += unacked.bytes.len();
         self.queue.push_back(unacked);
         self.since_request = self.since_request.saturating_add(1);
     }
 
+    /// A stanza that counts as sent, and waits for its turn on a stream.
+    pub(crate) fn wait(&mut self, unacked: Unacked) {
+        self.sent(unacked);
+        self.unsent += 1;
+    }
+
+    /// True when something has to be written again before anything else.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.unsent > 0
+    }
+
+    /// The next stanza that has to be written again, in order and as it was.
+    pub(crate) fn next_unsent(&mut self) -> Option<Bytes> {
+        let at = self.queue.len().checked_sub(self.unsent)?;
+        let next = self.queue.get(at)?.bytes.clone();
+        self.unsent -= 1;
+        Some(next)
+    }
+
+    /// The stream is gone: all that is unacknowledged has to be written to the next.
+    pub(crate) fn detach(&mut self) {
+        self.unsent = self.queue.len();
+        self.requested = false;
+    }
+
+    /// What is wrong with the count that a `<resume/>` states, if anything. Half of the numbers lie
+    /// ahead of the last acknowledgement, the others behind it.
+    pub(crate) fn check_resume(&self, h: u32) -> Result<(), WrongCount> {
+        let covered = h.wrapping_sub(self.acked);
+        if covered as usize <= self.queue.len() {
+            Ok(())
+        } else if covered > u32::MAX / 2 {
+            Err(WrongCount::TooLow)
+        } else {
+            Err(WrongCount::TooHigh)
+        }
+    }
+
+    /// `<resumed/>` (§5): tells the count reached, and asks for an acknowledgement after what is
+    /// written again.
+    pub(crate) fn resumed(&mut self, previd: &str) -> String {
+        self.told = self.handled;
+        self.since_request = REQUEST_EVERY;
+        let h = self.handled;
+        format!("<resumed xmlns='urn:xmpp:sm:3' previd='{previd}' h='{h}'/>")
+    }
+
     /// True when nothing more may be written.
     pub(crate) fn is_full(&self) -> bool {
-        self.queue.len() >= self.limit_stanzas || self.bytes >= self.limit_bytes
+        self.is_full_with(0, 0)
+    }
+
+    /// The same, when so much more waits elsewhere.
+    pub(crate) fn is_full_with(&self, stanzas: usize, bytes: usize) -> bool {
+        self.queue.len() + stanzas >= self.limit_stanzas || self.bytes + bytes >= self.limit_bytes
     }
 
     /// True when something waits for an acknowledgement.
@@ -88,7 +159,7 @@ impl StreamManagement {
 
     /// True when it is time to ask, not counting idleness.
     pub(crate) fn wants_request(&self) -> bool {
-        !self.requested && self.since_request >= REQUEST_EVERY
+        !self.requested && self.unsent == 0 && self.since_request >= REQUEST_EVERY
     }
 
     /// `<r/>`.
@@ -108,11 +179,12 @@ impl StreamManagement {
         self.acked = h;
         let mut entries = Vec::new();
         for unacked in self.queue.drain(..covered) {
-            self.bytes -= unacked.size;
+            self.bytes -= unacked.bytes.len();
             if unacked.entry != 0 {
                 entries.push(unacked.entry);
             }
         }
+        self.unsent = self.unsent.min(self.queue.len());
         if self.queue.is_empty() {
             self.queue = VecDeque::new();
         }
@@ -131,7 +203,8 @@ impl StreamManagement {
     pub(crate) fn unanswered(&mut self) -> Vec<Bytes> {
         self.queue
             .drain(..)
-            .filter_map(|unacked| unacked.request)
+            .filter(|unacked| unacked.request)
+            .map(|unacked| unacked.bytes)
             .collect()
     }
 
@@ -154,8 +227,8 @@ mod tests {
     fn entry(number: u64) -> Unacked {
         Unacked {
             entry: number,
-            size: 10,
-            request: None,
+            bytes: Bytes::from(format!("stanza {number:03}")),
+            request: false,
         }
     }
 
@@ -192,7 +265,7 @@ mod tests {
         sm.acknowledge(4).unwrap();
         assert!(!sm.is_full());
         sm.sent(Unacked {
-            size: 100,
+            bytes: Bytes::from(vec![b'x'; 100]),
             ..Unacked::default()
         });
         assert!(sm.is_full());
@@ -220,5 +293,60 @@ mod tests {
         sm.sent(entry(100));
         assert!(!sm.wants_request());
         assert_eq!(sm.entries().count(), REQUEST_EVERY as usize + 1);
+    }
+
+    fn unsent(sm: &mut StreamManagement) -> Vec<Bytes> {
+        std::iter::from_fn(|| sm.next_unsent()).collect()
+    }
+
+    #[test]
+    fn what_is_unacknowledged_is_written_again_as_it_was() {
+        let mut sm = StreamManagement::at(u32::MAX - 1);
+        for number in [7, 0, 9] {
+            sm.sent(entry(number));
+        }
+        assert!(!sm.has_unsent(), "it is on the stream there is");
+        sm.detach();
+        // Said while there is no stream.
+        sm.wait(entry(11));
+        assert_eq!(sm.check_resume(0), Ok(()));
+        assert_eq!(sm.acknowledge(0), Ok(vec![7]));
+        assert_eq!(
+            sm.resumed("x"),
+            "<resumed xmlns='urn:xmpp:sm:3' previd='x' h='4294967294'/>"
+        );
+        assert!(!sm.wants_request());
+        assert_eq!(unsent(&mut sm), ["stanza 009", "stanza 011"]);
+        assert!(sm.wants_request(), "and asks");
+        assert_eq!(sm.entries().collect::<Vec<_>>(), [9, 11]);
+        // Broken again half way: all of it is written again.
+        sm.detach();
+        assert_eq!(sm.next_unsent().unwrap(), "stanza 009");
+        sm.detach();
+        assert_eq!(unsent(&mut sm), ["stanza 009", "stanza 011"]);
+        sm.detach();
+        assert_eq!(sm.acknowledge(2), Ok(vec![9, 11]));
+        assert!(unsent(&mut sm).is_empty());
+    }
+
+    #[test]
+    fn the_count_of_a_resumption_lies_between_acknowledged_and_sent() {
+        for acked in [0, 5, u32::MAX - 1, u32::MAX] {
+            let mut sm = StreamManagement::at(acked);
+            sm.sent(entry(1));
+            sm.sent(entry(2));
+            for (ahead, wanted) in [
+                (0, Ok(())),
+                (1, Ok(())),
+                (2, Ok(())),
+                (3, Err(WrongCount::TooHigh)),
+                (u32::MAX / 2, Err(WrongCount::TooHigh)),
+                (u32::MAX / 2 + 1, Err(WrongCount::TooLow)),
+                (u32::MAX, Err(WrongCount::TooLow)),
+            ] {
+                let h = acked.wrapping_add(ahead);
+                assert_eq!(sm.check_resume(h), wanted, "{h} after {acked}");
+            }
+        }
     }
 }

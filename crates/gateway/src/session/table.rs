@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use chancery_api::directory::{AccountFact, AccountState};
 use parking_lot::{Mutex, RwLock};
@@ -21,12 +21,26 @@ const REMEMBERED_FACTS: usize = 10_000;
 pub(crate) struct Handle {
     pub(crate) identity: Arc<Identity>,
     pub(crate) inbox: Inbox,
+    /// Without a stream, and waiting to be resumed.
+    pub(crate) away: AtomicBool,
+}
+
+impl Handle {
+    pub(crate) fn new(identity: Arc<Identity>) -> Self {
+        Self {
+            identity,
+            inbox: Inbox::default(),
+            away: AtomicBool::new(false),
+        }
+    }
 }
 
 #[derive(Default)]
 struct Rows {
     by_number: HashMap<u64, Arc<Handle>>,
     by_account: HashMap<Box<str>, Vec<u64>>,
+    /// Those that may be resumed, by stream-management id.
+    by_sm_id: HashMap<[u8; 16], u64>,
 }
 
 /// Newest facts of accounts that changed lately.
@@ -77,23 +91,47 @@ impl Sessions {
             rows.by_number.insert(identity.number, Arc::clone(handle));
         }
         // After the entry, so that a fact that comes now finds either the row or this look.
-        let why = self
-            .recent
-            .lock()
-            .facts
-            .get(&*identity.account)
-            .and_then(|fact| cut_off(fact, identity.credentials()));
-        if let Some(why) = why {
+        if let Some(why) = self.cut_off(&identity.account, identity.credentials()) {
             self.leave(identity);
             return Err(Refused::CutOff(why));
         }
         Ok(())
     }
 
+    /// Why these credentials no longer open a session, as far as it was heard lately.
+    pub(crate) fn cut_off(&self, account: &str, credential_version: u64) -> Option<CutOff> {
+        let recent = self.recent.lock();
+        cut_off(recent.facts.get(account)?, credential_version)
+    }
+
+    /// From now on the session may be found by its stream-management id.
+    pub(crate) fn resumable(&self, handle: &Handle) {
+        let identity = &handle.identity;
+        handle.inbox.accept_offers();
+        self.rows
+            .write()
+            .by_sm_id
+            .insert(identity.sm_id, identity.number);
+    }
+
+    /// The session with this stream-management id, if it may be resumed.
+    pub(crate) fn by_sm_id(&self, sm_id: &[u8; 16]) -> Option<Arc<Handle>> {
+        let rows = self.rows.read();
+        rows.by_number.get(rows.by_sm_id.get(sm_id)?).cloned()
+    }
+
+    /// How many sessions wait to be resumed.
+    pub(crate) fn away(&self) -> usize {
+        let rows = self.rows.read();
+        let away = |handle: &&Arc<Handle>| handle.away.load(Ordering::Relaxed);
+        rows.by_number.values().filter(away).count()
+    }
+
     /// Removes a session.
     pub(crate) fn leave(&self, identity: &Identity) {
         let mut rows = self.rows.write();
         rows.by_number.remove(&identity.number);
+        rows.by_sm_id.remove(&identity.sm_id);
         if let Some(numbers) = rows.by_account.get_mut(&identity.account) {
             numbers.retain(|number| *number != identity.number);
             if numbers.is_empty() {
@@ -215,10 +253,7 @@ mod tests {
         let mut identity = Identity::example(account, "r");
         identity.number = sessions.next_number();
         identity.credential_version = 5.into();
-        Arc::new(Handle {
-            identity: Arc::new(identity),
-            inbox: Inbox::default(),
-        })
+        Arc::new(Handle::new(Arc::new(identity)))
     }
 
     fn fact(

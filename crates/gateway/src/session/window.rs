@@ -119,6 +119,11 @@ impl Window {
         self.slots.is_empty()
     }
 
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
     /// May another stanza be read?
     pub(crate) fn takes_more(&self) -> bool {
         self.alone == 0 && self.slots.len() < WINDOW_STANZAS

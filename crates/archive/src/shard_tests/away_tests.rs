@@ -1,0 +1,87 @@
+//! Sessions whose client has no stream: what waits for them, and what becomes of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::Duration;
+
+use chancery_api::archive::*;
+
+use super::rig::*;
+
+#[test]
+fn whose_client_is_away_gets_nothing_and_does_not_end_for_it() {
+    let mut rig = Rig::new();
+    rig.hello(1, "gw1", 1);
+    rig.attach(1, 1, "b@x/1");
+    let away = |away| attach_down::Item::Away(Away { session: 1, away });
+    rig.append(chat("a@x/1", "b@x"));
+    rig.down(1, away(true));
+    // Whatever its credit, and whatever it is.
+    for _ in 0..2 {
+        rig.append(chat("a@x/1", "b@x"));
+        rig.append(ephemeral(chat("a@x/1", "b@x/1")));
+    }
+    rig.credit(1, 1, 50);
+    rig.acknowledge(1, 1, &[1]);
+    rig.pass(Duration::from_secs(200));
+    assert_eq!(rig.numbers(1, 1), [1]);
+    assert_eq!(rig.end_of(1, 1), None);
+    assert_eq!(rig.open("b@x"), [2, 3]);
+    rig.down(1, away(false));
+    assert_eq!(rig.numbers(1, 1), [2, 0, 3, 0], "each in its place");
+    rig.append(chat("a@x/1", "b@x"));
+    assert_eq!(rig.numbers(1, 1).len(), 1, "and no longer lags");
+    assert!(rig.shard.lagging.is_empty());
+}
+
+#[test]
+fn attached_again_without_a_client_it_catches_up_when_the_client_is_back() {
+    let mut rig = Rig::new();
+    rig.hello(1, "gw1", 1);
+    rig.attach(1, 1, "b@x/1");
+    rig.append(chat("a@x/1", "b@x"));
+    assert_eq!(rig.numbers(1, 1), [1]);
+    rig.shard.stream_lost(1);
+    rig.append(chat("a@x/1", "b@x"));
+    rig.hello(2, "gw1", 2);
+    let again = AttachSession {
+        again: true,
+        position: 1,
+        unacknowledged: vec![1],
+        away: true,
+        ..attaching(1, "b@x/1")
+    };
+    rig.down(2, attach_down::Item::Attach(again));
+    rig.append(chat("a@x/1", "b@x"));
+    rig.pass(Duration::from_secs(200));
+    assert!(rig.given(2, 1).is_empty());
+    let back = Away {
+        session: 1,
+        away: false,
+    };
+    rig.down(2, attach_down::Item::Away(back));
+    assert_eq!(rig.numbers(2, 1), [2, 3]);
+    rig.acknowledge(2, 1, &[1, 2, 3]);
+    assert!(rig.open("b@x").is_empty());
+}
+
+#[test]
+fn requests_that_waited_are_handed_over_at_the_end_to_be_answered() {
+    let mut rig = Rig::new();
+    rig.hello(1, "gw1", 1);
+    rig.attach(1, 1, "b@x/1");
+    let away = Away {
+        session: 1,
+        away: true,
+    };
+    rig.down(1, attach_down::Item::Away(away));
+    rig.append(chat("a@x/1", "b@x"));
+    rig.append(ephemeral(iq("get", "b@x/1")));
+    rig.append(ephemeral(iq("result", "b@x/1")));
+    rig.append(ephemeral(chat("a@x/1", "b@x/1")));
+    rig.append(iq("set", "b@x/1"));
+    rig.detach(1, 1);
+    assert_eq!(rig.numbers(1, 1), [0, 2], "the two that somebody waits for");
+    let last = rig.ups[&1].last().and_then(|up| up.item.clone());
+    assert!(matches!(last, Some(attach_up::Item::Detached(_))));
+    assert_eq!(rig.open("b@x"), [1]);
+}
