@@ -533,7 +533,14 @@ fn no_certificate(server: &Server, known: &Credentials) -> Result<()> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    for role in ["archive", "directory", "policy", "presence", "roster"] {
+    for role in [
+        "archive",
+        "directory",
+        "policy",
+        "presence",
+        "pubsub",
+        "roster",
+    ] {
         let name = ServerName::try_from(format!("{role}.chancery.internal"))?;
         let tls = rustls::ClientConnection::new(Arc::new(config.clone()), name)?;
         let tcp = TcpStream::connect(address(server, role)?)?;

@@ -110,6 +110,7 @@ pub fn show(settings: &Settings) -> String {
     section(&mut out, "gateway", &configs.gateway);
     section(&mut out, "directory", &configs.directory);
     section(&mut out, "roster", &configs.roster);
+    section(&mut out, "pubsub", &configs.pubsub);
     section(&mut out, "policy", &configs.policy);
     section(&mut out, "presence", &configs.presence);
     section(&mut out, "archive", &configs.archive);

@@ -23,7 +23,7 @@ use crate::cli;
 use read::{Document, Section};
 
 /// Sections of the file, in the order in which they are shown.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "server",
     "listen",
     "services",
@@ -34,6 +34,7 @@ const SECTIONS: [&str; 13] = [
     "gateway",
     "directory",
     "roster",
+    "pubsub",
     "policy",
     "presence",
     "archive",
@@ -142,6 +143,7 @@ pub struct ServiceConfigs {
     pub gateway: chancery_gateway::Config,
     pub directory: chancery_directory::Config,
     pub roster: chancery_roster::Config,
+    pub pubsub: chancery_pubsub::Config,
     pub policy: chancery_policy::Config,
     pub presence: chancery_presence::Config,
     pub archive: chancery_archive::Config,
@@ -220,6 +222,12 @@ impl Settings {
                     &mut document,
                     "roster",
                     chancery_roster::Config::problems,
+                    &mut problems,
+                ),
+                pubsub: service(
+                    &mut document,
+                    "pubsub",
+                    chancery_pubsub::Config::problems,
                     &mut problems,
                 ),
                 policy: service(

@@ -95,13 +95,14 @@ impl Settings {
 pub fn needs(role: Role) -> &'static [Role] {
     match role {
         Role::Archive | Role::Presence | Role::Admin => &[],
-        Role::Directory => &[Role::Archive, Role::Roster, Role::Policy],
+        Role::Directory => &[Role::Archive, Role::Roster, Role::Pubsub, Role::Policy],
         Role::Policy => &[Role::Archive, Role::Directory],
-        Role::Roster => &[Role::Archive],
+        Role::Roster | Role::Pubsub => &[Role::Archive],
         Role::Gateway => &[
             Role::Archive,
             Role::Directory,
             Role::Roster,
+            Role::Pubsub,
             Role::Policy,
             Role::Presence,
         ],

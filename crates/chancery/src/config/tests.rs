@@ -108,6 +108,7 @@ fn services_own_sections_are_checked_for_unknown_keys() {
         "gateway",
         "directory",
         "roster",
+        "pubsub",
         "policy",
         "presence",
         "archive",
@@ -123,7 +124,14 @@ fn a_part_needs_addresses_and_certificates() {
     let mut overrides = Overrides::default();
     overrides.serve.roles = vec!["gateway".into()];
     let found = problems_with("", &overrides);
-    for role in ["archive", "directory", "roster", "policy", "presence"] {
+    for role in [
+        "archive",
+        "directory",
+        "roster",
+        "pubsub",
+        "policy",
+        "presence",
+    ] {
         has(
             &found,
             "configuration",
@@ -139,6 +147,7 @@ directory = \"127.0.0.1:7002\"
 roster = \"127.0.0.1:7003\"
 policy = \"127.0.0.1:7004\"
 presence = \"127.0.0.1:7005\"
+pubsub = \"127.0.0.1:7006\"
 [internal]
 authority = \"i/a.pem\"
 certificate = \"i/{roles}.pem\"
@@ -167,7 +176,7 @@ key = \"i/{roles}.key\"
     assert_eq!(certificate, Path::new("/etc/i/directory.pem"));
     assert_eq!(
         settings.remote.keys().copied().collect::<Vec<_>>(),
-        [Role::Roster, Role::Policy, Role::Archive]
+        [Role::Roster, Role::Policy, Role::Pubsub, Role::Archive]
     );
 }
 

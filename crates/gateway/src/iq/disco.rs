@@ -82,7 +82,7 @@ fn node(request: &Request) -> Option<String> {
 fn info(handlers: &Handlers, scope: Scope, node: Option<&str>) -> String {
     let (category, type_, name) = match scope {
         Scope::Server => SERVER,
-        Scope::Account => ACCOUNT,
+        Scope::Account | Scope::Other => ACCOUNT,
     };
     let mut out = String::with_capacity(1024);
     out.push_str("<query");

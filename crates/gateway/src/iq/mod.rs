@@ -1,8 +1,11 @@
-//! IQs to the server or the own account: what handles them, and what they make us advertise.
+//! IQs that the server answers: to itself, to the own account, and on behalf of other accounts; what
+//! handles them, and what they make us advertise.
 //!
-//! One small file a feature; each declares itself by `manifest()` and `register()`. Handlers are
-//! not routed and hence not decided. Refuses requests to anybody else.
+//! One small file a feature; each declares itself by `manifest()` and `register()`. Requests to the
+//! server or the own account are not routed and hence not decided. A request to another account is
+//! decided first, and what others get to read is recorded before it takes effect (`admit.rs`).
 
+mod admit;
 pub(crate) mod bind;
 pub(crate) mod caps;
 pub(crate) mod carbons;
@@ -10,12 +13,14 @@ pub(crate) mod client_state;
 pub(crate) mod disco;
 pub(crate) mod offline;
 pub(crate) mod ping;
+pub(crate) mod private;
 pub(crate) mod register;
 pub(crate) mod roster;
 pub(crate) mod session;
 pub(crate) mod stanza_id;
 pub(crate) mod stream_management;
 pub(crate) mod time;
+pub(crate) mod vcard;
 pub(crate) mod version;
 
 use std::collections::HashMap;
@@ -23,9 +28,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chancery_api::Cx;
+use chancery_api::archive::AppendItem;
 use chancery_runtime::trace::{Span, TraceContext};
 use chancery_xml::{Element, push_attr};
-use chancery_xmpp::{Condition, StanzaError};
+use chancery_xmpp::{Condition, Jid, StanzaError};
 use futures_util::future::BoxFuture;
 
 use crate::pipeline::answer;
@@ -40,6 +46,8 @@ pub enum Scope {
     Server,
     /// The sender's own bare JID, or no address.
     Account,
+    /// The bare JID of another account of a domain that we host. Decided first; a handler only reads.
+    Other,
 }
 
 /// A specification and how much of it is there.
@@ -67,6 +75,11 @@ pub(crate) struct Request {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) element: Element,
+    pub(crate) scope: Scope,
+    /// Whom it is for; `None` for the own account.
+    pub(crate) to: Option<Jid>,
+    /// What has to be decided, and recorded unless it is ephemeral, before it is handled.
+    pub(crate) item: Option<Box<AppendItem>>,
     /// The trace that it belongs to, when it is followed.
     pub(crate) trace: Option<TraceContext>,
 }
@@ -90,6 +103,8 @@ pub(crate) struct Handler {
     verb: Verb,
     /// A change of the session that its shard has to confirm before anything else happens.
     change: Option<fn(&Request) -> Option<Change>>,
+    /// What a `set` says is for others to read: it is in the log before it takes effect.
+    publishes: bool,
     run: Run,
 }
 
@@ -110,6 +125,7 @@ impl Handler {
         Self {
             verb,
             change: None,
+            publishes: false,
             run: Run::Now(run),
         }
     }
@@ -119,6 +135,7 @@ impl Handler {
         Self {
             verb,
             change: None,
+            publishes: false,
             run: Run::Ask(run),
         }
     }
@@ -127,6 +144,26 @@ impl Handler {
     pub(crate) const fn behind(mut self, change: fn(&Request) -> Option<Change>) -> Self {
         self.change = Some(change);
         self
+    }
+
+    /// The same, whose sets are recorded before they take effect.
+    pub(crate) const fn publishing(mut self) -> Self {
+        self.publishes = true;
+        self
+    }
+
+    /// Does it handle this type?
+    pub(crate) fn fits(&self, is_set: bool) -> bool {
+        match self.verb {
+            Verb::Any => true,
+            Verb::Get => !is_set,
+            Verb::Set => is_set,
+        }
+    }
+
+    /// Are its sets recorded?
+    pub(crate) fn publishes(&self) -> bool {
+        self.publishes
     }
 }
 
@@ -193,6 +230,8 @@ const FEATURES: &[Feature] = &[
     (ping::manifest, ping::register),
     (time::manifest, time::register),
     (carbons::manifest, carbons::register),
+    (private::manifest, private::register),
+    (vcard::manifest, vcard::register),
     (offline::manifest, offline::register),
     (stanza_id::manifest, stanza_id::register),
     (register::manifest, register::register),
@@ -287,9 +326,11 @@ pub fn markdown() -> String {
 
 /// Must nothing else happen until this request is over?
 pub(crate) fn runs_alone(handler: &Handler, request: &Request) -> bool {
-    handler
+    let changes = handler
         .change
-        .is_some_and(|change| change(request).is_some())
+        .is_some_and(|change| change(request).is_some());
+    // Under the key of the stanza, which has to reach the log in its order.
+    changes || request.item.as_ref().is_some_and(|item| !item.ephemeral)
 }
 
 /// Runs a request.
@@ -310,17 +351,22 @@ pub(crate) async fn run(handler: Handler, request: Request) -> Handled {
 
 async fn answer(
     handler: Handler,
-    request: Request,
+    mut request: Request,
     gateway: &Gateway,
     identity: &Identity,
 ) -> Answer {
-    let fits = match handler.verb {
-        Verb::Any => true,
-        Verb::Get => !request.is_set(),
-        Verb::Set => request.is_set(),
-    };
-    if !fits {
+    if !handler.fits(request.is_set()) {
         return Err(StanzaError::new(Condition::BadRequest));
+    }
+    let denied = match request.item.take() {
+        Some(item) => admit::admit(gateway, *item, request.trace).await?,
+        None => None,
+    };
+    let scope = request.scope;
+    if let Some(error) = &denied
+        && scope != Scope::Other
+    {
+        return Err(error.clone());
     }
     if let Some(change) = handler.change.and_then(|change| change(&request)) {
         gateway
@@ -328,9 +374,15 @@ async fn answer(
             .await
             .map_err(|_| answer::outage())?;
     }
-    match handler.run {
+    let answered = match handler.run {
         Run::Now(run) => run(&request),
         Run::Ask(run) => run(request).await,
+    };
+    match denied {
+        // Whoever is absent or behind a wall is looked up all the same, and nothing of it is said:
+        // neither time nor an outage tells them from others.
+        Some(error) if answered != Err(answer::outage()) => Err(error),
+        _ => answered,
     }
 }
 
@@ -366,7 +418,10 @@ mod tests {
         let expected = [
             "Account Any {urn:ietf:params:xml:ns:xmpp-bind}bind",
             "Account Any {jabber:iq:roster}query",
+            "Account Any {jabber:iq:private}query",
             "Account Any {jabber:iq:register}query",
+            "Account Any {vcard-temp}vCard",
+            "Other Get {vcard-temp}vCard",
             "Server Any {jabber:iq:register}query",
             "Account Get {http://jabber.org/protocol/disco#info}query",
             "Account Get {http://jabber.org/protocol/disco#items}query",

@@ -417,6 +417,8 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
 }
 
 #[cfg(test)]
+mod fake_pubsub;
+#[cfg(test)]
 mod fakes;
 #[cfg(test)]
 mod fault_tests;
