@@ -25,6 +25,8 @@ service! {
         import_accounts(ImportAccountsRequest) -> ImportAccountsResponse, "directory.import_accounts", false;
         /// Accounts of a domain, a page at a time.
         list_accounts(ListAccountsRequest) -> ListAccountsResponse, "directory.list_accounts", true;
+        /// Active accounts by the beginning of their names.
+        search(SearchRequest) -> SearchResponse, "directory.search", true;
         /// Changes a group.
         change_group(ChangeGroupRequest) -> ChangeGroupResponse, "directory.change_group", false;
         /// Groups of a domain.

@@ -99,6 +99,11 @@ pub fn show(settings: &Settings) -> String {
         let _ = writeln!(out, "certificate = {}", path(&files.certificate));
         let _ = writeln!(out, "key = {}", path(&files.key));
     }
+    for (domain, contacts) in &settings.configs.gateway.contacts {
+        // Addresses only, by role: a table of strings and lists of them.
+        let table = toml::to_string(contacts).unwrap_or_default();
+        let _ = writeln!(out, "\n[domain.{}.contacts]\n{table}", quoted(domain));
+    }
     let format = format!("{:?}", settings.log_format).to_lowercase();
     let _ = writeln!(out, "\n[log]\nformat = {}", quoted(&format));
     let _ = writeln!(out, "level = {}", quoted(&settings.log_level));
@@ -143,7 +148,8 @@ mod tests {
     fn what_is_shown_gives_the_same_settings() {
         let overrides = Overrides::default();
         let text = "[server]\nname = \"x\"\ndata = \"d\"\ndomains = [\"a.example\", \"b.example\"]\n\
-                    [tls.\"a.example\"]\ncertificate = \"c\"\nkey = \"k\"\n";
+                    [tls.\"a.example\"]\ncertificate = \"c\"\nkey = \"k\"\n\
+                    [domain.\"b.example\".contacts]\nabuse = [\"mailto:a'b@b.example\"]\n";
         let settings = Settings::parse(Path::new("/etc/x.toml"), text, &overrides).unwrap();
         let shown = show(&settings);
         let again = Settings::parse(Path::new("/etc/y.toml"), &shown, &overrides)

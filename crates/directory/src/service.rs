@@ -14,8 +14,8 @@ use chancery_api::directory::{
     ChangeGroupResponse, ChangePasswordRequest, ChangePasswordResponse, CredentialsRequest,
     CredentialsResponse, Directory, DomainsRequest, DomainsResponse, ImportAccountsRequest,
     ImportAccountsResponse, ListAccountsRequest, ListAccountsResponse, ListGroupsRequest,
-    ListGroupsResponse, ReportAttemptRequest, ReportAttemptResponse, VerifyPasswordRequest,
-    VerifyPasswordResponse, WatchDown, WatchUp,
+    ListGroupsResponse, ReportAttemptRequest, ReportAttemptResponse, SearchRequest, SearchResponse,
+    VerifyPasswordRequest, VerifyPasswordResponse, WatchDown, WatchUp,
 };
 use chancery_api::{ApiError, Cx, Followers, Link};
 use chancery_runtime::metrics::Counters;
@@ -28,7 +28,7 @@ use crate::password_pool::PasswordPool;
 use crate::store::{Account, Applied, Change, Group, Store};
 use crate::throttle::Throttle;
 use crate::watch::Watch;
-use crate::{Config, accounts, credentials, groups, import, watch};
+use crate::{Config, accounts, credentials, groups, import, names, watch};
 
 /// How long a change waits for the followers to confirm it.
 pub const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
@@ -312,6 +312,33 @@ impl Directory for DirectoryService {
         let more = page.len() > limit;
         let accounts = page.iter().take(limit).map(Account::fact).collect();
         Ok(ListAccountsResponse { accounts, more })
+    }
+
+    async fn search(&self, _: &Cx, request: SearchRequest) -> Result<SearchResponse, ApiError> {
+        let domain = self.0.domains.hosted(&request.domain)?;
+        // What cannot be the beginning of a name finds nobody.
+        let Some(wanted) = names::username(&domain, &request.prefix) else {
+            return Ok(SearchResponse::default());
+        };
+        let after = match request.after.as_str() {
+            "" => String::new(),
+            jid => self.0.domains.account(jid)?.localpart,
+        };
+        let limit = match request.limit {
+            0 => PAGE_LIMIT,
+            limit => limit.min(PAGE_LIMIT),
+        } as usize;
+        let found = self
+            .0
+            .store
+            .begin(domain, wanted.localpart, after, limit + 1);
+        let found = found.await.map_err(|error| store_error(&error))?;
+        let more = found.len() > limit;
+        let jids = found.iter().take(limit).map(|account| account.name.jid());
+        Ok(SearchResponse {
+            jids: jids.collect(),
+            more,
+        })
     }
 
     async fn change_group(

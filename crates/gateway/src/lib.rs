@@ -7,6 +7,7 @@ pub mod admission;
 mod attach;
 pub mod authority;
 pub mod config;
+pub mod contacts;
 mod features;
 mod follow;
 pub mod iq;
@@ -24,6 +25,7 @@ mod trace;
 pub mod transport;
 
 pub use config::Config;
+pub use contacts::Contacts;
 pub use listen::{Domains, Listeners};
 pub use negotiate::{Authenticated, Established};
 pub use pipeline::modules::markdown as pipeline_markdown;

@@ -178,6 +178,7 @@ impl Gateway {
         let gateway = Arc::new(Self {
             name: parts.name.into(),
             incarnation,
+            handlers: Handlers::new(&parts.config),
             config: parts.config,
             domains: parts.domains,
             append: parts.archive.append(peer.clone()),
@@ -185,7 +186,6 @@ impl Gateway {
             policy: Policy::new(decide, parts.tracer.clone(), parts.failpoints.clone()),
             link: ArchiveLink::default(),
             sessions: Sessions::default(),
-            handlers: Handlers::standard(),
             permits: Permits::default(),
             directory_version: AtomicU64::new(0),
             ending: parts.streams.signal().clone(),

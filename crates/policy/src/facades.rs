@@ -52,6 +52,7 @@ facade! {
         change_password: dir::ChangePasswordRequest => dir::ChangePasswordResponse,
         import_accounts: dir::ImportAccountsRequest => dir::ImportAccountsResponse,
         list_accounts: dir::ListAccountsRequest => dir::ListAccountsResponse,
+        search: dir::SearchRequest => dir::SearchResponse,
         change_group: dir::ChangeGroupRequest => dir::ChangeGroupResponse,
         list_groups: dir::ListGroupsRequest => dir::ListGroupsResponse,
     }

@@ -179,6 +179,27 @@ pub struct ListAccountsResponse {
     pub more: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchRequest {
+    #[prost(string, tag = "1")]
+    pub domain: ::prost::alloc::string::String,
+    /// As a person typed it, unprepared.
+    #[prost(string, tag = "2")]
+    pub prefix: ::prost::alloc::string::String,
+    /// Continue behind this bare JID.
+    #[prost(string, tag = "3")]
+    pub after: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchResponse {
+    /// Bare JIDs, sorted.
+    #[prost(string, repeated, tag = "1")]
+    pub jids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangeGroupRequest {
     #[prost(enumeration = "GroupAct", tag = "1")]
     pub act: i32,
@@ -730,6 +751,29 @@ pub mod directory_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Active accounts of a domain by the beginning of their names, a page at a time. Who may see whom
+        /// is policy's affair, and the caller's.
+        pub async fn search(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchRequest>,
+        ) -> std::result::Result<tonic::Response<super::SearchResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.directory.v1.Directory/Search",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.directory.v1.Directory", "Search"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn change_group(
             &mut self,
             request: impl tonic::IntoRequest<super::ChangeGroupRequest>,
@@ -883,6 +927,12 @@ pub mod directory_server {
             tonic::Response<super::ListAccountsResponse>,
             tonic::Status,
         >;
+        /// Active accounts of a domain by the beginning of their names, a page at a time. Who may see whom
+        /// is policy's affair, and the caller's.
+        async fn search(
+            &self,
+            request: tonic::Request<super::SearchRequest>,
+        ) -> std::result::Result<tonic::Response<super::SearchResponse>, tonic::Status>;
         async fn change_group(
             &self,
             request: tonic::Request<super::ChangeGroupRequest>,
@@ -1328,6 +1378,49 @@ pub mod directory_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListAccountsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.directory.v1.Directory/Search" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchSvc<T: Directory>(pub Arc<T>);
+                    impl<T: Directory> tonic::server::UnaryService<super::SearchRequest>
+                    for SearchSvc<T> {
+                        type Response = super::SearchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Directory>::search(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,6 +1,7 @@
 //! The configuration: one TOML file for all processes, flags above it, defaults below. Raw sections
 //! are read here and turned into [`Settings`], which cannot hold an impossible combination. Owns
-//! the sections that no crate owns (`server listen services internal tls log trace`); every other section
+//! the sections that no crate owns (`server listen services internal tls domain log
+//! trace`); every other section
 //! is its crate's `Config`. Starts nothing.
 
 mod files;
@@ -12,6 +13,7 @@ mod settings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use chancery_gateway::Contacts;
 use serde::{Deserialize, Serialize};
 
 pub use read::Problem;
@@ -23,12 +25,13 @@ use crate::cli;
 use read::{Document, Section};
 
 /// Sections of the file, in the order in which they are shown.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "server",
     "listen",
     "services",
     "internal",
     "tls",
+    "domain",
     "log",
     "trace",
     "gateway",
@@ -97,6 +100,14 @@ struct TlsSection {
     key: PathBuf,
 }
 
+/// `[domain."DOMAIN"]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DomainSection {
+    /// Whom to write to about it (XEP-0157).
+    contacts: Contacts,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -156,6 +167,7 @@ struct Raw {
     services: Section<BTreeMap<String, String>>,
     internal: Section<InternalSection>,
     tls: Section<BTreeMap<String, TlsSection>>,
+    domain: Section<BTreeMap<String, DomainSection>>,
     log: Section<LogSection>,
     trace: Section<TraceSection>,
     configs: ServiceConfigs,
@@ -203,6 +215,7 @@ impl Settings {
             services: document.section("services"),
             internal: document.section("internal"),
             tls: document.section("tls"),
+            domain: document.section("domain"),
             log: document.section("log"),
             trace: document.section("trace"),
             configs: ServiceConfigs {
@@ -263,10 +276,11 @@ impl Settings {
 }
 
 /// What the gateway's `Config` holds too, and where the file says it.
-const SAID_ELSEWHERE: [(&str, &str); 3] = [
+const SAID_ELSEWHERE: [(&str, &str); 4] = [
     ("c2s", "[listen] c2s"),
     ("c2s_tls", "[listen] c2s_tls"),
     ("certificates", "[tls.\"DOMAIN\"]"),
+    ("contacts", "[domain.\"DOMAIN\".contacts]"),
 ];
 
 /// Is `field` of a service's `Config` said in another section?

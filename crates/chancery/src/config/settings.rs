@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use chancery_api::Role;
-use chancery_gateway::CertificateFiles;
+use chancery_gateway::{CertificateFiles, Contacts};
 use chancery_runtime::telemetry::Format;
 
 use super::read::{Place, Problem, Section, unknown_value};
@@ -188,6 +188,7 @@ pub(super) fn validate(
             );
         }
     }
+    let contacts = contacts(&mut check, &raw, &domains);
     let log = &raw.log.value;
     let log_format = Format::from_str(&log.format);
     if log_format.is_err() {
@@ -205,6 +206,7 @@ pub(super) fn validate(
     let mut configs = raw.configs;
     configs.gateway.c2s = listen.c2s.into_iter().collect();
     configs.gateway.c2s_tls = listen.c2s_tls.into_iter().collect();
+    configs.gateway.contacts = contacts;
     configs.gateway.certificates = tls
         .iter()
         .map(|(domain, files)| CertificateFiles {
@@ -231,6 +233,30 @@ pub(super) fn validate(
         trace,
         configs,
     })
+}
+
+/// Of the hosted domains.
+fn contacts(check: &mut Check<'_>, raw: &Raw, domains: &[String]) -> BTreeMap<String, Contacts> {
+    let mut all = BTreeMap::new();
+    for (domain, section) in &raw.domain.value {
+        if !domains.contains(domain) {
+            let hosted = domains.join(", ");
+            check.report(
+                raw.domain.place(domain),
+                format!("[domain] {domain} is not hosted, hosted are {hosted}"),
+            );
+        }
+        for (role, text) in section.contacts.problems() {
+            check.report(
+                raw.domain.place(&format!("{domain}.contacts.{role}")),
+                format!("[domain.\"{domain}\".contacts] {role}: {text}"),
+            );
+        }
+        if !section.contacts.is_empty() {
+            all.insert(domain.clone(), section.contacts.clone());
+        }
+    }
+    all
 }
 
 fn trace(check: &mut Check<'_>, section: &Section<TraceSection>) -> Option<Trace> {

@@ -95,6 +95,33 @@ level = \"a=b=c\"
 }
 
 #[test]
+fn contacts_are_uris_of_hosted_domains() {
+    let text = "\
+[server]
+domains = [\"a.example\"]
+[domain.\"a.example\".contacts]
+abuse = [\"mailto:abuse@a.example\", \"xmpp:abuse@a.example\"]
+support = [\"somebody\"]
+admins = [\"mailto:x@a.example\"]
+[domain.\"other.example\".contacts]
+";
+    let found = problems(text);
+    has(&found, "x.toml:5:", "`somebody` is no URI");
+    has(&found, "x.toml:6:", "did you mean `admin`?");
+    has(&found, "x.toml:7:", "other.example is not hosted");
+    assert_eq!(found.len(), 3, "{}", found.join("\n"));
+    has(
+        &problems("[gateway]\ncontacts = {}\n"),
+        "x.toml:2:",
+        "say it in [domain.",
+    );
+    let good = "[domain.\"localhost\".contacts]\nabuse = [\"mailto:a@b\"]\n[domain.localhost]\n";
+    let settings = Settings::parse(Path::new("x.toml"), good, &Overrides::default());
+    let contacts = settings.unwrap().configs.gateway.contacts;
+    assert_eq!(contacts["localhost"].abuse, ["mailto:a@b"]);
+}
+
+#[test]
 fn broken_toml_is_named_beside_the_rest() {
     let found = problems("[server]\nname = \nnam = 1\n[listen]\nc2s = \"x\"\n");
     has(&found, "x.toml:2:", "");

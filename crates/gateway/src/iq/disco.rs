@@ -6,6 +6,7 @@ use chancery_xmpp::{Condition, StanzaError, ns};
 use super::caps::NODE;
 use super::version::NAME;
 use super::{Answer, Handler, Handlers, Manifest, Registrar, Request, Scope, Specification, Verb};
+use crate::contacts::Contacts;
 
 /// Category, type and name of the server's identity.
 pub(crate) const SERVER: (&str, &str, &str) = ("server", "im", NAME);
@@ -51,18 +52,19 @@ pub(crate) fn register(registrar: &mut Registrar) {
 fn server_info(request: &Request) -> Answer {
     let node = node(request);
     let handlers = &request.gateway.handlers;
+    let contacts = handlers.contacts(request.domain());
     // XEP-0115 §6.2: the node of our own capabilities.
-    let own = format!("{NODE}#{}", handlers.caps);
+    let own = format!("{NODE}#{}", handlers.caps(request.domain()));
     match node {
-        None => Ok(info(handlers, Scope::Server, None)),
-        Some(node) if node == own => Ok(info(handlers, Scope::Server, Some(&own))),
+        None => Ok(info(handlers, Scope::Server, None, contacts)),
+        Some(node) if node == own => Ok(info(handlers, Scope::Server, Some(&own), contacts)),
         Some(_) => Err(StanzaError::new(Condition::ItemNotFound)),
     }
 }
 
 fn account_info(request: &Request) -> Answer {
     match node(request) {
-        None => Ok(info(&request.gateway.handlers, Scope::Account, None)),
+        None => Ok(info(&request.gateway.handlers, Scope::Account, None, None)),
         Some(_) => Err(StanzaError::new(Condition::ItemNotFound)),
     }
 }
@@ -79,7 +81,12 @@ fn node(request: &Request) -> Option<String> {
     request.payload()?.attr("node").map(str::to_owned)
 }
 
-fn info(handlers: &Handlers, scope: Scope, node: Option<&str>) -> String {
+fn info(
+    handlers: &Handlers,
+    scope: Scope,
+    node: Option<&str>,
+    contacts: Option<&Contacts>,
+) -> String {
     let (category, type_, name) = match scope {
         Scope::Server => SERVER,
         Scope::Account | Scope::Other => ACCOUNT,
@@ -102,6 +109,9 @@ fn info(handlers: &Handlers, scope: Scope, node: Option<&str>) -> String {
         push_attr(&mut out, "var", feature);
         out.push_str("/>");
     }
+    if let Some(contacts) = contacts {
+        contacts.write(&mut out);
+    }
     out.push_str("</query>");
     out
 }
@@ -113,7 +123,7 @@ mod tests {
     #[test]
     fn the_domain_shows_what_is_registered() {
         let handlers = Handlers::standard();
-        let info = info(&handlers, Scope::Server, Some("n"));
+        let info = info(&handlers, Scope::Server, Some("n"), None);
         for feature in [
             ns::PING,
             ns::TIME,

@@ -10,12 +10,15 @@ pub(crate) mod bind;
 pub(crate) mod caps;
 pub(crate) mod carbons;
 pub(crate) mod client_state;
+pub(crate) mod contact_addresses;
 pub(crate) mod disco;
+pub(crate) mod last;
 pub(crate) mod offline;
 pub(crate) mod ping;
 pub(crate) mod private;
 pub(crate) mod register;
 pub(crate) mod roster;
+pub(crate) mod search;
 pub(crate) mod session;
 pub(crate) mod stanza_id;
 pub(crate) mod stream_management;
@@ -23,7 +26,7 @@ pub(crate) mod time;
 pub(crate) mod vcard;
 pub(crate) mod version;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,6 +37,8 @@ use chancery_xml::{Element, push_attr};
 use chancery_xmpp::{Condition, Jid, StanzaError};
 use futures_util::future::BoxFuture;
 
+use crate::config::Config;
+use crate::contacts::Contacts;
 use crate::pipeline::answer;
 use crate::service::Gateway;
 use crate::session::identity::{Change, Identity};
@@ -174,6 +179,13 @@ impl Request {
         (Cx::local().traced(span.traceparent()), span)
     }
 
+    /// The domain that it is for, or in which the own account is.
+    pub(crate) fn domain(&self) -> &str {
+        self.to
+            .as_ref()
+            .map_or(&*self.identity.domain, |to| to.domain().as_str())
+    }
+
     /// Of type `set`?
     pub(crate) fn is_set(&self) -> bool {
         self.element.header.type_.as_deref() == Some("set")
@@ -191,6 +203,8 @@ pub(crate) struct Registrar {
     table: HashMap<(Scope, &'static str, &'static str), Handler>,
     disco: Vec<(Scope, &'static str)>,
     stream_features: String,
+    /// Whether search is on.
+    search: bool,
 }
 
 impl Registrar {
@@ -232,9 +246,13 @@ const FEATURES: &[Feature] = &[
     (carbons::manifest, carbons::register),
     (private::manifest, private::register),
     (vcard::manifest, vcard::register),
+    (last::manifest, last::register),
+    (search::manifest, search::register),
     (offline::manifest, offline::register),
     (stanza_id::manifest, stanza_id::register),
     (register::manifest, register::register),
+    (contact_addresses::manifest, contact_addresses::register),
+    (caps::manifest, caps::register),
 ];
 
 /// What was registered, ready for use.
@@ -242,30 +260,58 @@ pub(crate) struct Handlers {
     table: HashMap<(Scope, &'static str, &'static str), Handler>,
     disco: Vec<(Scope, &'static str)>,
     stream_features: String,
-    /// Verification string of the server's own capabilities.
-    pub(crate) caps: String,
+    /// Verification string of a domain's capabilities that are like all others'.
+    caps: String,
+    /// Domains that show something of their own.
+    shown: BTreeMap<String, Shown>,
+}
+
+/// What one domain shows beside the features.
+struct Shown {
+    contacts: Contacts,
+    caps: String,
 }
 
 impl Handlers {
-    /// Everything that is there.
+    /// Everything that is there by default.
+    #[cfg(test)]
     pub(crate) fn standard() -> Self {
-        let mut registrar = Registrar::default();
+        Self::new(&Config::default())
+    }
+
+    /// Everything that is there.
+    pub(crate) fn new(config: &Config) -> Self {
+        let mut registrar = Registrar {
+            search: config.search,
+            ..Registrar::default()
+        };
         for (_, register) in FEATURES {
             register(&mut registrar);
         }
         registrar.disco.sort_unstable();
         registrar.disco.dedup();
-        let caps = caps::own(&mut registrar);
         let Registrar {
             table,
             disco,
             stream_features,
+            ..
         } = registrar;
+        let shown = config
+            .contacts
+            .iter()
+            .filter(|(_, contacts)| !contacts.is_empty())
+            .map(|(domain, contacts)| {
+                let caps = caps::own(&disco, &[contacts.form()]);
+                let contacts = contacts.clone();
+                (domain.clone(), Shown { contacts, caps })
+            })
+            .collect();
         Self {
+            caps: caps::own(&disco, &[]),
             table,
             disco,
             stream_features,
-            caps,
+            shown,
         }
     }
 
@@ -285,9 +331,22 @@ impl Handlers {
             .map(|(_, feature)| *feature)
     }
 
-    /// What was registered for the stream after authentication.
-    pub(crate) fn stream_features(&self) -> &str {
-        &self.stream_features
+    /// What was registered for the stream after authentication, with the domain's capabilities.
+    pub(crate) fn stream_features(&self, domain: &str) -> String {
+        let caps = caps::advertise(self.caps(domain));
+        format!("{}{caps}", self.stream_features)
+    }
+
+    /// Verification string of a domain's capabilities (XEP-0115).
+    pub(crate) fn caps(&self, domain: &str) -> &str {
+        self.shown
+            .get(domain)
+            .map_or(&self.caps, |shown| &shown.caps)
+    }
+
+    /// Whom to write to about a domain.
+    pub(crate) fn contacts(&self, domain: &str) -> Option<&Contacts> {
+        self.shown.get(domain).map(|shown| &shown.contacts)
     }
 
     /// The table, sorted, for the manual and its snapshot.
@@ -306,17 +365,13 @@ impl Handlers {
 
 /// What every feature says of itself, for the table of supported specifications.
 pub fn manifests() -> Vec<Manifest> {
-    FEATURES
-        .iter()
-        .map(|(manifest, _)| manifest())
-        .chain([caps::manifest()])
-        .collect()
+    FEATURES.iter().map(|(manifest, _)| manifest()).collect()
 }
 
 /// The handler table for the manual.
 pub fn markdown() -> String {
     let mut out = String::new();
-    for row in Handlers::standard().rows() {
+    for row in Handlers::new(&Config::default()).rows() {
         out.push_str("- ");
         out.push_str(&row);
         out.push('\n');
@@ -411,6 +466,8 @@ fn result(request: &Element, to: &str, payload: &str) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use chancery_xmpp::ns;
+
     use super::*;
 
     #[test]
@@ -421,7 +478,11 @@ mod tests {
             "Account Any {jabber:iq:private}query",
             "Account Any {jabber:iq:register}query",
             "Account Any {vcard-temp}vCard",
+            "Account Get {jabber:iq:last}query",
+            "Other Get {jabber:iq:last}query",
             "Other Get {vcard-temp}vCard",
+            "Server Any {jabber:iq:search}query",
+            "Server Get {jabber:iq:last}query",
             "Server Any {jabber:iq:register}query",
             "Account Get {http://jabber.org/protocol/disco#info}query",
             "Account Get {http://jabber.org/protocol/disco#items}query",
@@ -445,6 +506,22 @@ mod tests {
     }
 
     #[test]
+    fn search_that_is_off_is_not_there() {
+        let off = Handlers::new(&Config {
+            search: false,
+            ..Config::default()
+        });
+        let on = Handlers::standard();
+        for (handlers, expected) in [(&off, false), (&on, true)] {
+            let found = handlers.find(Scope::Server, ns::SEARCH, "query");
+            assert_eq!(found.is_some(), expected);
+            let shown = handlers.features(Scope::Server).any(|f| f == ns::SEARCH);
+            assert_eq!(shown, expected);
+        }
+        assert_ne!(off.caps("a.test"), on.caps("a.test"));
+    }
+
+    #[test]
     fn every_feature_names_its_specifications() {
         let manifests = manifests();
         assert!(manifests.iter().all(|m| !m.specifications.is_empty()));
@@ -455,7 +532,7 @@ mod tests {
     #[test]
     fn the_stream_advertises_what_is_there() {
         let handlers = Handlers::standard();
-        let features = handlers.stream_features();
+        let features = handlers.stream_features("a.test");
         for part in [
             "xmpp-bind'",
             "xmpp-session'><optional/>",
@@ -466,6 +543,24 @@ mod tests {
         ] {
             assert!(features.contains(part), "{part} in {features}");
         }
-        assert!(features.contains(&handlers.caps));
+        assert!(features.contains(handlers.caps("a.test")));
+    }
+
+    #[test]
+    fn a_domain_with_contacts_has_capabilities_of_its_own() {
+        let mut config = Config::default();
+        let contacts = Contacts {
+            abuse: vec!["mailto:a@b.test".into()],
+            ..Contacts::default()
+        };
+        config.contacts.insert("b.test".into(), contacts);
+        config.contacts.insert("c.test".into(), Contacts::default());
+        let handlers = Handlers::new(&config);
+        assert_ne!(handlers.caps("b.test"), handlers.caps("a.test"));
+        assert_eq!(handlers.caps("c.test"), handlers.caps("a.test"));
+        assert!(handlers.contacts("b.test").is_some());
+        assert!(handlers.contacts("c.test").is_none());
+        let features = handlers.stream_features("b.test");
+        assert!(features.contains(handlers.caps("b.test")));
     }
 }

@@ -156,6 +156,10 @@ impl Directory for FakeDirectory {
         Err(ApiError::denied("not in this test"))
     }
 
+    async fn search(&self, _: &Cx, _: SearchRequest) -> Result<SearchResponse, ApiError> {
+        Err(ApiError::denied("not in this test"))
+    }
+
     async fn change_group(
         &self,
         _: &Cx,

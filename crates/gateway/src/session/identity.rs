@@ -53,6 +53,8 @@ pub(crate) struct Followed {
     pub(crate) interested: bool,
     /// When it may change the password again.
     pub(crate) password_after: Option<Instant>,
+    /// When it may search the directory again.
+    pub(crate) search_after: Option<Instant>,
     /// Whom it has sent directed presence to.
     pub(crate) directed: BTreeSet<Box<str>>,
     /// Has asked for the presence of those it hears since it became available.
