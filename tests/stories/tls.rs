@@ -474,8 +474,8 @@ fn k1_internal_channels_know_who_calls() {
             )?;
             let directory = probe.directory(server, &gateway)?;
             denied(
-                "accounts by a gateway",
-                directory.list_accounts(&cx, Default::default()).await,
+                "a change of an account by a gateway",
+                directory.change_account(&cx, Default::default()).await,
             )?;
             // The same channel may do what a gateway does.
             directory.domains(&cx, Default::default()).await?;

@@ -21,6 +21,10 @@ service! {
         change_account(ChangeAccountRequest) -> ChangeAccountResponse, "directory.change_account", false;
         /// A person's own change of password.
         change_password(ChangePasswordRequest) -> ChangePasswordResponse, "directory.change_password", false;
+        /// Is somebody an administrator?
+        administrator(AdministratorRequest) -> AdministratorResponse, "directory.administrator", true;
+        /// Changes accounts for an administrator.
+        administer(AdministerRequest) -> AdministerResponse, "directory.administer", false;
         /// Adds many accounts.
         import_accounts(ImportAccountsRequest) -> ImportAccountsResponse, "directory.import_accounts", false;
         /// Accounts of a domain, a page at a time.

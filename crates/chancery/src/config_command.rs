@@ -99,6 +99,13 @@ pub fn show(settings: &Settings) -> String {
         let _ = writeln!(out, "certificate = {}", path(&files.certificate));
         let _ = writeln!(out, "key = {}", path(&files.key));
     }
+    for (domain, of) in &settings.administrators {
+        let accounts = of.accounts.iter().cloned().collect();
+        let groups = of.groups.iter().cloned().collect();
+        let _ = writeln!(out, "\n[domain.{}]", quoted(domain));
+        let _ = writeln!(out, "administrators = {}", list(accounts));
+        let _ = writeln!(out, "administrator_groups = {}", list(groups));
+    }
     for (domain, contacts) in &settings.configs.gateway.contacts {
         // Addresses only, by role: a table of strings and lists of them.
         let table = toml::to_string(contacts).unwrap_or_default();
@@ -149,7 +156,8 @@ mod tests {
         let overrides = Overrides::default();
         let text = "[server]\nname = \"x\"\ndata = \"d\"\ndomains = [\"a.example\", \"b.example\"]\n\
                     [tls.\"a.example\"]\ncertificate = \"c\"\nkey = \"k\"\n\
-                    [domain.\"b.example\".contacts]\nabuse = [\"mailto:a'b@b.example\"]\n";
+                    [domain.\"b.example\"]\nadministrators = [\"x@b.example\"]\n\
+                    administrator_groups = [\"it\"]\n[domain.\"b.example\".contacts]\nabuse = [\"mailto:a'b@b.example\"]\n";
         let settings = Settings::parse(Path::new("/etc/x.toml"), text, &overrides).unwrap();
         let shown = show(&settings);
         let again = Settings::parse(Path::new("/etc/y.toml"), &shown, &overrides)

@@ -264,6 +264,7 @@ impl Opened {
         let service = DirectoryService::start(chancery_directory::Parts {
             config: settings.configs.directory.clone(),
             domains: settings.domains.clone(),
+            administrators: settings.administrators.clone(),
             store: Arc::clone(&store) as _,
             archive: wired(self.handles.archive.as_ref(), Role::Archive)?,
             clock: base.clock.clone(),

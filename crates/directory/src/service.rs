@@ -10,7 +10,8 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 
 use chancery_api::archive::Archive;
 use chancery_api::directory::{
-    AccountAct, AccountFact, ChangeAccountRequest, ChangeAccountResponse, ChangeGroupRequest,
+    AccountAct, AccountFact, AdministerRequest, AdministerResponse, AdministratorRequest,
+    AdministratorResponse, ChangeAccountRequest, ChangeAccountResponse, ChangeGroupRequest,
     ChangeGroupResponse, ChangePasswordRequest, ChangePasswordResponse, CredentialsRequest,
     CredentialsResponse, Directory, DomainsRequest, DomainsResponse, ImportAccountsRequest,
     ImportAccountsResponse, ListAccountsRequest, ListAccountsResponse, ListGroupsRequest,
@@ -23,12 +24,13 @@ use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks};
 use chancery_store::StoreError;
 
 use crate::acts::Acts;
+use crate::administer::AdministratorsOf;
 use crate::names::Domains;
 use crate::password_pool::PasswordPool;
 use crate::store::{Account, Applied, Change, Group, Store};
 use crate::throttle::Throttle;
 use crate::watch::Watch;
-use crate::{Config, accounts, credentials, groups, import, names, watch};
+use crate::{Config, accounts, administer, credentials, groups, import, names, watch};
 
 /// How long a change waits for the followers to confirm it.
 pub const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
@@ -42,6 +44,8 @@ pub struct Parts {
     pub config: Config,
     /// The hosted domains, the default one first.
     pub domains: Vec<String>,
+    /// Who may change accounts from a session.
+    pub administrators: AdministratorsOf,
     pub store: Arc<dyn Store>,
     pub archive: Arc<dyn Archive>,
     pub clock: Clock,
@@ -72,6 +76,7 @@ pub struct DirectoryService(Arc<Inner>);
 pub struct Inner {
     pub config: Config,
     pub domains: Domains,
+    pub administrators: AdministratorsOf,
     pub secret: [u8; 32],
     pub store: Arc<dyn Store>,
     pub acts: Arc<Acts>,
@@ -98,6 +103,7 @@ impl DirectoryService {
         let secret = parts.store.secret(parts.ids.bytes()).await?;
         let Parts {
             config,
+            administrators,
             store,
             archive,
             clock,
@@ -131,6 +137,7 @@ impl DirectoryService {
         Ok(Self(Arc::new(Inner {
             config,
             domains,
+            administrators,
             secret,
             store,
             acts,
@@ -278,6 +285,26 @@ impl Directory for DirectoryService {
     ) -> Result<ChangePasswordResponse, ApiError> {
         self.detached(true, |inner| async move {
             accounts::change_password(&inner, request).await
+        })
+        .await
+    }
+
+    async fn administrator(
+        &self,
+        _: &Cx,
+        request: AdministratorRequest,
+    ) -> Result<AdministratorResponse, ApiError> {
+        administer::administrator(&self.0, &request).await
+    }
+
+    async fn administer(
+        &self,
+        _: &Cx,
+        request: AdministerRequest,
+    ) -> Result<AdministerResponse, ApiError> {
+        let counted = request.act() != AccountAct::Disable;
+        self.detached(counted, |inner| async move {
+            administer::administer(&inner, request).await
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! The gateway's section of the configuration: where it listens, and every limit that an operator
 //! may move. Refuses to read files; the binary parses and merges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub struct Config {
     pub certificates: Vec<CertificateFiles>,
     /// Whom to write to about a domain (XEP-0157).
     pub contacts: BTreeMap<String, Contacts>,
+    /// Domains that have administrators (XEP-0133).
+    pub administered: BTreeSet<String>,
     /// May people search the directory (XEP-0055)?
     pub search: bool,
     /// Connections in all.
@@ -76,6 +78,7 @@ impl Default for Config {
             c2s_tls: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5223))],
             certificates: Vec::new(),
             contacts: BTreeMap::new(),
+            administered: BTreeSet::new(),
             search: true,
             connections: 100_000,
             connections_per_address: 20_000,

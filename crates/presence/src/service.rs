@@ -29,7 +29,9 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 pub const GATEWAYS_LIMIT: usize = 1_000;
 
 /// Sessions of one answer.
-const SESSIONS_LIMIT: usize = 1_000;
+const SESSIONS_LIMIT: usize = 10_000;
+/// Bytes of them.
+const SESSIONS_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 
 /// What the service is made of.
 pub struct Parts {
@@ -442,7 +444,15 @@ impl Presence for PresenceService {
             0 => SESSIONS_LIMIT,
             limit => limit.min(SESSIONS_LIMIT),
         };
-        let (full_jids, more) = self.0.state.lock().registry.who(&request.of, limit);
+        let (mut full_jids, mut more) = self.0.state.lock().registry.who(&request.of, limit);
+        let mut bytes = 0;
+        let fits = full_jids.iter().take_while(|jid| {
+            bytes += jid.len();
+            bytes <= SESSIONS_LIMIT_BYTES
+        });
+        let fits = fits.count();
+        more |= fits < full_jids.len();
+        full_jids.truncate(fits);
         Ok(SessionsResponse { full_jids, more })
     }
 

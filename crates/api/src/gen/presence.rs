@@ -5,7 +5,7 @@ pub struct SessionsRequest {
     /// Bare JID or domain.
     #[prost(string, tag = "1")]
     pub of: ::prost::alloc::string::String,
-    /// At most so many, and never more than 1000; 0 asks for that.
+    /// At most so many, and never more than 10000; 0 asks for that.
     #[prost(uint32, tag = "2")]
     pub limit: u32,
 }

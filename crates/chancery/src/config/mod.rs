@@ -104,6 +104,10 @@ struct TlsSection {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct DomainSection {
+    /// Accounts of the domain that may administer it (XEP-0133).
+    administrators: Vec<String>,
+    /// Groups of the directory whose members may.
+    administrator_groups: Vec<String>,
     /// Whom to write to about it (XEP-0157).
     contacts: Contacts,
 }
@@ -276,10 +280,11 @@ impl Settings {
 }
 
 /// What the gateway's `Config` holds too, and where the file says it.
-const SAID_ELSEWHERE: [(&str, &str); 4] = [
+const SAID_ELSEWHERE: [(&str, &str); 5] = [
     ("c2s", "[listen] c2s"),
     ("c2s_tls", "[listen] c2s_tls"),
     ("certificates", "[tls.\"DOMAIN\"]"),
+    ("administered", "[domain.\"DOMAIN\"] administrators"),
     ("contacts", "[domain.\"DOMAIN\".contacts]"),
 ];
 

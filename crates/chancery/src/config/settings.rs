@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use chancery_api::Role;
+use chancery_directory::{Administrators, AdministratorsOf};
 use chancery_gateway::{CertificateFiles, Contacts};
 use chancery_runtime::telemetry::Format;
 
@@ -80,6 +81,8 @@ pub struct Settings {
     pub log_level: String,
     /// None: off.
     pub trace: Option<Trace>,
+    /// Who may change accounts from a session.
+    pub administrators: AdministratorsOf,
     pub configs: ServiceConfigs,
 }
 
@@ -189,6 +192,7 @@ pub(super) fn validate(
         }
     }
     let contacts = contacts(&mut check, &raw, &domains);
+    let administrators = administrators(&mut check, &raw);
     let log = &raw.log.value;
     let log_format = Format::from_str(&log.format);
     if log_format.is_err() {
@@ -207,6 +211,7 @@ pub(super) fn validate(
     configs.gateway.c2s = listen.c2s.into_iter().collect();
     configs.gateway.c2s_tls = listen.c2s_tls.into_iter().collect();
     configs.gateway.contacts = contacts;
+    configs.gateway.administered = administrators.keys().cloned().collect();
     configs.gateway.certificates = tls
         .iter()
         .map(|(domain, files)| CertificateFiles {
@@ -231,6 +236,7 @@ pub(super) fn validate(
         log_format: log_format.ok()?,
         log_level: log.level.clone(),
         trace,
+        administrators,
         configs,
     })
 }
@@ -254,6 +260,36 @@ fn contacts(check: &mut Check<'_>, raw: &Raw, domains: &[String]) -> BTreeMap<St
         }
         if !section.contacts.is_empty() {
             all.insert(domain.clone(), section.contacts.clone());
+        }
+    }
+    all
+}
+
+/// Of the hosted domains; none where nobody is named.
+fn administrators(check: &mut Check<'_>, raw: &Raw) -> AdministratorsOf {
+    let mut all = AdministratorsOf::new();
+    for (domain, section) in &raw.domain.value {
+        let mut of = Administrators {
+            groups: section.administrator_groups.iter().cloned().collect(),
+            ..Administrators::default()
+        };
+        for named in &section.administrators {
+            match crate::admin::bare_jid(named) {
+                Ok(jid) if jid.split_once('@').is_some_and(|(_, of)| of == domain) => {
+                    of.accounts.insert(jid);
+                }
+                Ok(jid) => check.report(
+                    raw.domain.place(&format!("{domain}.administrators")),
+                    format!("[domain] administrators: {jid} is no account of {domain}"),
+                ),
+                Err(text) => check.report(
+                    raw.domain.place(&format!("{domain}.administrators")),
+                    format!("[domain] administrators: {text}"),
+                ),
+            }
+        }
+        if !of.accounts.is_empty() || !of.groups.is_empty() {
+            all.insert(domain.clone(), of);
         }
     }
     all

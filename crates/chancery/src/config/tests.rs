@@ -122,6 +122,32 @@ admins = [\"mailto:x@a.example\"]
 }
 
 #[test]
+fn administrators_are_accounts_of_their_domain() {
+    let text = "\
+[server]
+domains = [\"a.example\", \"b.example\"]
+[domain.\"a.example\"]
+administrators = [\"Alice@A.example\", \"bob@b.example\", \"@\"]
+administrator_groups = [\"it\"]
+[domain.\"b.example\"]
+administrators = []
+";
+    let found = problems(text);
+    has(
+        &found,
+        "x.toml:4:",
+        "bob@b.example is no account of a.example",
+    );
+    assert_eq!(found.len(), 2, "{}", found.join("\n"));
+    let text = text.replace(", \"bob@b.example\", \"@\"", "");
+    let settings = Settings::parse(Path::new("x.toml"), &text, &Overrides::default()).unwrap();
+    let of = &settings.administrators["a.example"];
+    assert!(of.accounts.contains("alice@a.example") && of.groups.contains("it"));
+    assert_eq!(settings.administrators.len(), 1);
+    assert!(settings.configs.gateway.administered.contains("a.example"));
+}
+
+#[test]
 fn broken_toml_is_named_beside_the_rest() {
     let found = problems("[server]\nname = \nnam = 1\n[listen]\nc2s = \"x\"\n");
     has(&found, "x.toml:2:", "");
@@ -184,7 +210,7 @@ key = \"i/{roles}.key\"
     let both = format!("{text}directory = \"i\"\n");
     has(
         &problems_with(&both, &overrides),
-        "x.toml:8:",
+        "x.toml:9:",
         "made in directory already",
     );
     overrides.serve.roles = vec!["presence".into(), "roster".into()];

@@ -5,12 +5,15 @@
 //! server or the own account are not routed and hence not decided. A request to another account is
 //! decided first, and what others get to read is recorded before it takes effect (`admit.rs`).
 
+mod administration;
 mod admit;
 pub(crate) mod bind;
 pub(crate) mod caps;
 pub(crate) mod carbons;
 pub(crate) mod client_state;
+pub(crate) mod commands;
 pub(crate) mod contact_addresses;
+mod data_form;
 pub(crate) mod disco;
 pub(crate) mod last;
 pub(crate) mod offline;
@@ -34,7 +37,7 @@ use chancery_api::Cx;
 use chancery_api::archive::AppendItem;
 use chancery_runtime::trace::{Span, TraceContext};
 use chancery_xml::{Element, push_attr};
-use chancery_xmpp::{Condition, Jid, StanzaError};
+use chancery_xmpp::{Condition, Jid, StanzaError, ns};
 use futures_util::future::BoxFuture;
 
 use crate::config::Config;
@@ -251,6 +254,7 @@ const FEATURES: &[Feature] = &[
     (offline::manifest, offline::register),
     (stanza_id::manifest, stanza_id::register),
     (register::manifest, register::register),
+    (commands::manifest, commands::register),
     (contact_addresses::manifest, contact_addresses::register),
     (caps::manifest, caps::register),
 ];
@@ -268,8 +272,25 @@ pub(crate) struct Handlers {
 
 /// What one domain shows beside the features.
 struct Shown {
-    contacts: Contacts,
+    contacts: Option<Contacts>,
+    /// It has administrators, hence commands.
+    commands: bool,
     caps: String,
+}
+
+impl Shown {
+    fn of(domain: &str, config: &Config, disco: &[(Scope, &'static str)]) -> Self {
+        let contacts = config.contacts.get(domain).filter(|c| !c.is_empty());
+        let commands = config.administered.contains(domain);
+        let mut disco = disco.to_vec();
+        disco.extend(commands.then_some((Scope::Server, ns::COMMANDS)));
+        let forms: Vec<_> = contacts.iter().map(|contacts| contacts.form()).collect();
+        Self {
+            caps: caps::own(&disco, &forms),
+            contacts: contacts.cloned(),
+            commands,
+        }
+    }
 }
 
 impl Handlers {
@@ -296,15 +317,9 @@ impl Handlers {
             stream_features,
             ..
         } = registrar;
-        let shown = config
-            .contacts
-            .iter()
-            .filter(|(_, contacts)| !contacts.is_empty())
-            .map(|(domain, contacts)| {
-                let caps = caps::own(&disco, &[contacts.form()]);
-                let contacts = contacts.clone();
-                (domain.clone(), Shown { contacts, caps })
-            })
+        let domains = config.contacts.keys().chain(&config.administered);
+        let shown = domains
+            .map(|domain| (domain.clone(), Shown::of(domain, config, &disco)))
             .collect();
         Self {
             caps: caps::own(&disco, &[]),
@@ -346,7 +361,12 @@ impl Handlers {
 
     /// Whom to write to about a domain.
     pub(crate) fn contacts(&self, domain: &str) -> Option<&Contacts> {
-        self.shown.get(domain).map(|shown| &shown.contacts)
+        self.shown.get(domain)?.contacts.as_ref()
+    }
+
+    /// Has the domain commands?
+    pub(crate) fn has_commands(&self, domain: &str) -> bool {
+        self.shown.get(domain).is_some_and(|shown| shown.commands)
     }
 
     /// The table, sorted, for the manual and its snapshot.
@@ -466,8 +486,6 @@ fn result(request: &Element, to: &str, payload: &str) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use chancery_xmpp::ns;
-
     use super::*;
 
     #[test]
@@ -482,6 +500,7 @@ mod tests {
             "Other Get {jabber:iq:last}query",
             "Other Get {vcard-temp}vCard",
             "Server Any {jabber:iq:search}query",
+            "Server Set {http://jabber.org/protocol/commands}command",
             "Server Get {jabber:iq:last}query",
             "Server Any {jabber:iq:register}query",
             "Account Get {http://jabber.org/protocol/disco#info}query",

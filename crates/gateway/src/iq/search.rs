@@ -10,6 +10,7 @@ use chancery_xml::{Limits, escape_text, push_attr, scan};
 use chancery_xmpp::{Condition, StanzaError, ns};
 use futures_util::FutureExt;
 
+use super::data_form::{self, Field, Submitted};
 use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification, Verb};
 use crate::pipeline::answer;
 use crate::pipeline::decide::{Question, allows};
@@ -23,6 +24,7 @@ const PAGES: usize = 5;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Fields of the standard that our accounts have none of: who searches by one finds nobody.
 const UNKNOWN: &[&str] = &["first", "last", "email"];
+const NAME: Field = Field::optional("nick", "Name", "text-single");
 const INSTRUCTIONS: &str = "The name of an account, or how it begins.";
 
 pub(crate) fn manifest() -> Manifest {
@@ -92,56 +94,28 @@ struct Wanted {
 fn read(query: &[u8]) -> Result<Wanted, Condition> {
     let bytes = Bytes::copy_from_slice(query);
     let query = scan(&bytes, &Limits::internal()).map_err(|_| Condition::BadRequest)?;
-    let mut fields: Vec<(String, String)> = Vec::new();
-    let form = query.child("x", ns::DATA_FORMS);
-    if let Some(form) = form {
-        if form.attr("type") != Some("submit") {
-            return Err(Condition::BadRequest);
+    let form = Submitted::read(&query, ns::SEARCH).transpose()?;
+    let (name, alien) = match &form {
+        Some(form) => (form.one("nick"), form.has_any(UNKNOWN)),
+        None => {
+            let field = |name: &str| {
+                let child = query.child(name, ns::SEARCH)?;
+                Some(query.child_text(child)).filter(|text| !text.trim().is_empty())
+            };
+            let alien = UNKNOWN.iter().any(|name| field(name).is_some());
+            (field("nick"), alien)
         }
-        // One level deeper than a scan of the query shows.
-        let bytes = chancery_xml::alone(&query, &[], form);
-        let form = scan(&bytes, &Limits::internal()).map_err(|_| Condition::BadRequest)?;
-        for field in &form.header.children {
-            let value = field
-                .children
-                .iter()
-                .find(|v| v.is("value", ns::DATA_FORMS));
-            if let (Some(name), Some(_)) = (field.attr("var"), value) {
-                fields.push((name.to_owned(), value_of(&form, field)));
-            }
-        }
-    } else {
-        for child in &query.header.children {
-            if &*child.ns == ns::SEARCH {
-                fields.push((child.name.to_string(), query.child_text(child)));
-            }
-        }
-    }
-    fields.retain(|(_, value)| !value.trim().is_empty());
-    let alien = fields.iter().any(|(name, _)| UNKNOWN.contains(&&**name));
-    let name = fields.iter().find(|(name, _)| name == "nick");
-    let name = name.map(|(_, value)| value.trim().trim_end_matches('*').to_owned());
-    match name {
-        _ if alien => Ok(Wanted {
-            name: None,
-            by_form: form.is_some(),
-        }),
-        Some(name) if !name.is_empty() => Ok(Wanted {
-            name: Some(name),
-            by_form: form.is_some(),
-        }),
-        _ => Err(Condition::NotAcceptable),
-    }
-}
-
-/// Text of the field's value.
-fn value_of(form: &chancery_xml::Element, field: &chancery_xml::Child) -> String {
-    let bytes = chancery_xml::alone(form, &[], field);
-    let Ok(field) = scan(&bytes, &Limits::internal()) else {
-        return String::new();
     };
-    let value = field.child("value", ns::DATA_FORMS);
-    value.map_or_else(String::new, |value| field.child_text(value))
+    let name = name.map(|name| name.trim().trim_end_matches('*').to_owned());
+    let name = match name {
+        _ if alien => None,
+        Some(name) if !name.is_empty() => Some(name),
+        _ => return Err(Condition::NotAcceptable),
+    };
+    Ok(Wanted {
+        name,
+        by_form: form.is_some(),
+    })
 }
 
 /// Accounts that begin so and that policy lets the person reach.
@@ -184,12 +158,9 @@ fn form() -> String {
     let mut out = format!("<query xmlns='{}'><instructions>", ns::SEARCH);
     escape_text(&mut out, INSTRUCTIONS);
     out.push_str("</instructions><nick/>");
-    out.push_str(&format!("<x xmlns='{}' type='form'>", ns::DATA_FORMS));
-    out.push_str("<title>Search for colleagues</title><instructions>");
-    escape_text(&mut out, INSTRUCTIONS);
-    out.push_str("</instructions><field type='hidden' var='FORM_TYPE'><value>");
-    out.push_str(ns::SEARCH);
-    out.push_str("</value></field><field type='text-single' var='nick' label='Name'/></x></query>");
+    let title = "Search for colleagues";
+    data_form::write(&mut out, ns::SEARCH, title, INSTRUCTIONS, &[NAME]);
+    out.push_str("</query>");
     out
 }
 
@@ -209,20 +180,13 @@ fn write_legacy(found: &[String]) -> String {
 fn write_form(found: &[String]) -> String {
     let mut out = format!("<query xmlns='{}'>", ns::SEARCH);
     out.push_str(&format!("<x xmlns='{}' type='result'>", ns::DATA_FORMS));
-    out.push_str("<field type='hidden' var='FORM_TYPE'><value>");
-    out.push_str(ns::SEARCH);
-    out.push_str("</value></field><reported>");
-    out.push_str("<field var='nick' label='Name' type='text-single'/>");
+    data_form::hidden(&mut out, ns::SEARCH);
+    out.push_str("<reported><field var='nick' label='Name' type='text-single'/>");
     out.push_str("<field var='jid' label='Address' type='jid-single'/></reported>");
     for jid in found {
         out.push_str("<item>");
-        for (var, value) in [("nick", localpart(jid)), ("jid", jid)] {
-            out.push_str("<field");
-            push_attr(&mut out, "var", var);
-            out.push_str("><value>");
-            escape_text(&mut out, value);
-            out.push_str("</value></field>");
-        }
+        data_form::value(&mut out, "nick", None, &[localpart(jid).to_owned()]);
+        data_form::value(&mut out, "jid", None, std::slice::from_ref(jid));
         out.push_str("</item>");
     }
     out.push_str("</x></query>");

@@ -140,6 +140,22 @@ impl Directory for FakeDirectory {
         Err(ApiError::denied("not in this test"))
     }
 
+    async fn administrator(
+        &self,
+        _: &Cx,
+        _: AdministratorRequest,
+    ) -> Result<AdministratorResponse, ApiError> {
+        Err(ApiError::denied("not in this test"))
+    }
+
+    async fn administer(
+        &self,
+        _: &Cx,
+        _: AdministerRequest,
+    ) -> Result<AdministerResponse, ApiError> {
+        Err(ApiError::denied("not in this test"))
+    }
+
     async fn import_accounts(
         &self,
         _: &Cx,

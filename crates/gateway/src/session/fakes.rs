@@ -505,6 +505,12 @@ impl Directory for FakeDirectory {
     ) -> Reply<ChangePasswordResponse> {
         no()
     }
+    async fn administrator(&self, _: &Cx, _: AdministratorRequest) -> Reply<AdministratorResponse> {
+        no()
+    }
+    async fn administer(&self, _: &Cx, _: AdministerRequest) -> Reply<AdministerResponse> {
+        no()
+    }
     async fn import_accounts(
         &self,
         _: &Cx,
