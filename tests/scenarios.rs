@@ -12,7 +12,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
-    // Each scenario starts its own deployment, in one wiring seven processes: two at a time.
+    // Each scenario starts its own deployment, in one wiring eight processes: two at a time.
     arguments.test_threads = arguments.test_threads.or(Some(2));
     let foreign = Foreign::from_environment()?;
     if foreign.is_some() {

@@ -6,6 +6,7 @@
     clippy::disallowed_methods
 )]
 
+mod alike;
 mod clients;
 mod commands;
 mod documentation;

@@ -476,8 +476,8 @@ fn k1_internal_channels_know_who_calls() {
             )?;
             let directory = probe.directory(server, &gateway)?;
             denied(
-                "accounts by a gateway",
-                directory.list_accounts(&cx, Default::default()).await,
+                "a change of an account by a gateway",
+                directory.change_account(&cx, Default::default()).await,
             )?;
             // The same channel may do what a gateway does.
             directory.domains(&cx, Default::default()).await?;
@@ -535,7 +535,14 @@ fn no_certificate(server: &Server, known: &Credentials) -> Result<()> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    for role in ["archive", "directory", "policy", "presence", "roster"] {
+    for role in [
+        "archive",
+        "directory",
+        "policy",
+        "presence",
+        "pubsub",
+        "roster",
+    ] {
         let name = ServerName::try_from(format!("{role}.chancery.internal"))?;
         let tls = rustls::ClientConnection::new(Arc::new(config.clone()), name)?;
         let tcp = TcpStream::connect(address(server, role)?)?;

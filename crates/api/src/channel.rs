@@ -17,6 +17,7 @@ use crate::archive::{Archive, ArchiveAdapter};
 use crate::directory::{Directory, DirectoryAdapter};
 use crate::policy::{Policy, PolicyAdapter};
 use crate::presence::{Presence, PresenceAdapter};
+use crate::pubsub::{Pubsub, PubsubAdapter};
 use crate::roster::{Roster, RosterAdapter};
 use crate::{ApiError, Caller, Role};
 
@@ -105,6 +106,8 @@ pub struct Served {
     pub policy: Option<Arc<dyn Policy>>,
     /// Presence.
     pub presence: Option<Arc<dyn Presence>>,
+    /// Private XML, vCards, last activity.
+    pub pubsub: Option<Arc<dyn Pubsub>>,
     /// For the spans of unary calls; lanes record their own.
     pub tracer: Tracer,
 }
@@ -141,6 +144,10 @@ fn route(mut server: Server, served: Served, trust: &Trust, tasks: &Tasks) -> Ro
         .add_optional_service(served.presence.map(|s| {
             let (trust, tasks, tracer) = made(&());
             PresenceAdapter::server(s, trust, tasks, tracer)
+        }))
+        .add_optional_service(served.pubsub.map(|s| {
+            let (trust, tasks, tracer) = made(&());
+            PubsubAdapter::server(s, trust, tasks, tracer)
         }))
 }
 

@@ -21,10 +21,16 @@ service! {
         change_account(ChangeAccountRequest) -> ChangeAccountResponse, "directory.change_account", false;
         /// A person's own change of password.
         change_password(ChangePasswordRequest) -> ChangePasswordResponse, "directory.change_password", false;
+        /// Is somebody an administrator?
+        administrator(AdministratorRequest) -> AdministratorResponse, "directory.administrator", true;
+        /// Changes accounts for an administrator.
+        administer(AdministerRequest) -> AdministerResponse, "directory.administer", false;
         /// Adds many accounts.
         import_accounts(ImportAccountsRequest) -> ImportAccountsResponse, "directory.import_accounts", false;
         /// Accounts of a domain, a page at a time.
         list_accounts(ListAccountsRequest) -> ListAccountsResponse, "directory.list_accounts", true;
+        /// Active accounts by the beginning of their names.
+        search(SearchRequest) -> SearchResponse, "directory.search", true;
         /// Changes a group.
         change_group(ChangeGroupRequest) -> ChangeGroupResponse, "directory.change_group", false;
         /// Groups of a domain.

@@ -17,6 +17,7 @@ mod lane_serve;
 mod link;
 pub mod policy;
 pub mod presence;
+pub mod pubsub;
 pub mod roles;
 pub mod roster;
 
@@ -58,6 +59,11 @@ pub mod wire {
     pub mod presence {
         pub mod v1 {
             include!("gen/presence.rs");
+        }
+    }
+    pub mod pubsub {
+        pub mod v1 {
+            include!("gen/pubsub.rs");
         }
     }
     pub mod roster {

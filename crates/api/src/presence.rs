@@ -8,7 +8,10 @@ service! {
     /// Presence of sessions and who hears of it.
     service Presence, remote RemotePresence, adapter PresenceAdapter,
     client presence_client::PresenceClient<Channel>, server presence_server::PresenceServer<PresenceAdapter>;
-    calls {}
+    calls {
+        /// Available sessions.
+        sessions(SessionsRequest) -> SessionsResponse, "presence.sessions", true;
+    }
     lanes {
         /// Presence going out.
         publish / publish_service (PublishItemBatch => PublishItem) -> (PublishAnswerBatch => PublishAnswer),

@@ -15,6 +15,8 @@ pub enum Role {
     Presence,
     /// Verdicts.
     Policy,
+    /// Private XML, vCards, last activity.
+    Pubsub,
     /// The log.
     Archive,
     /// The command line, through the socket in the data directory.
@@ -23,10 +25,11 @@ pub enum Role {
 
 impl Role {
     /// All services, in the order in which a process starts them.
-    pub const SERVICES: [Self; 6] = [
+    pub const SERVICES: [Self; 7] = [
         Self::Archive,
         Self::Directory,
         Self::Roster,
+        Self::Pubsub,
         Self::Policy,
         Self::Presence,
         Self::Gateway,
@@ -40,6 +43,7 @@ impl Role {
             Self::Roster => "roster",
             Self::Presence => "presence",
             Self::Policy => "policy",
+            Self::Pubsub => "pubsub",
             Self::Archive => "archive",
             Self::Admin => "admin",
         }
@@ -84,7 +88,7 @@ impl Caller {
     }
 }
 
-use Role::{Admin, Directory, Gateway, Policy, Presence, Roster};
+use Role::{Admin, Directory, Gateway, Policy, Presence, Pubsub, Roster};
 
 /// Method, and the roles that may call it.
 pub const ALLOWED: &[(&str, &[Role])] = &[
@@ -93,7 +97,7 @@ pub const ALLOWED: &[(&str, &[Role])] = &[
     ("archive.settle", &[Gateway, Roster]),
     (
         "archive.record_act",
-        &[Gateway, Directory, Roster, Policy, Presence, Admin],
+        &[Gateway, Directory, Roster, Pubsub, Policy, Presence, Admin],
     ),
     ("archive.drop_mailbox", &[Directory]),
     ("archive.export", &[Admin]),
@@ -109,7 +113,11 @@ pub const ALLOWED: &[(&str, &[Role])] = &[
     ("directory.change_account", &[Admin]),
     ("directory.change_password", &[Gateway]),
     ("directory.import_accounts", &[Admin]),
-    ("directory.list_accounts", &[Admin]),
+    ("directory.administrator", &[Gateway]),
+    ("directory.administer", &[Gateway]),
+    // A gateway follows all accounts as it is.
+    ("directory.list_accounts", &[Gateway, Admin]),
+    ("directory.search", &[Gateway]),
     ("directory.change_group", &[Admin]),
     ("directory.list_groups", &[Admin, Policy]),
     ("directory.watch", &[Gateway, Policy]),
@@ -122,8 +130,16 @@ pub const ALLOWED: &[(&str, &[Role])] = &[
     ("roster.blocks", &[Gateway]),
     ("roster.block", &[Gateway]),
     ("roster.watch", &[Gateway]),
-    ("roster.clear", &[Admin]),
+    ("roster.clear", &[Gateway, Admin]),
+    ("pubsub.get_private", &[Gateway]),
+    ("pubsub.set_private", &[Gateway]),
+    ("pubsub.get_vcard", &[Gateway]),
+    ("pubsub.set_vcard", &[Gateway]),
+    ("pubsub.get_last", &[Gateway]),
+    ("pubsub.set_last", &[Gateway]),
+    ("pubsub.clear", &[Gateway, Admin]),
     ("presence.publish", &[Gateway]),
+    ("presence.sessions", &[Gateway]),
     ("presence.attach", &[Gateway]),
     ("policy.decide", &[Gateway]),
     ("policy.apply", &[Admin]),

@@ -115,7 +115,7 @@ pub enum User {
     Disable { jid: String },
     /// Allow logins again
     Enable { jid: String },
-    /// Remove an account with its roster and undelivered messages; evidence stays
+    /// Remove an account with its roster, vCard, private XML and undelivered messages; evidence stays
     Delete { jid: String },
     /// Add many accounts from a file, or - for standard input
     ///

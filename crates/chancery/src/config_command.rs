@@ -99,6 +99,18 @@ pub fn show(settings: &Settings) -> String {
         let _ = writeln!(out, "certificate = {}", path(&files.certificate));
         let _ = writeln!(out, "key = {}", path(&files.key));
     }
+    for (domain, of) in &settings.administrators {
+        let accounts = of.accounts.iter().cloned().collect();
+        let groups = of.groups.iter().cloned().collect();
+        let _ = writeln!(out, "\n[domain.{}]", quoted(domain));
+        let _ = writeln!(out, "administrators = {}", list(accounts));
+        let _ = writeln!(out, "administrator_groups = {}", list(groups));
+    }
+    for (domain, contacts) in &settings.configs.gateway.contacts {
+        // Addresses only, by role: a table of strings and lists of them.
+        let table = toml::to_string(contacts).unwrap_or_default();
+        let _ = writeln!(out, "\n[domain.{}.contacts]\n{table}", quoted(domain));
+    }
     let format = format!("{:?}", settings.log_format).to_lowercase();
     let _ = writeln!(out, "\n[log]\nformat = {}", quoted(&format));
     let _ = writeln!(out, "level = {}", quoted(&settings.log_level));
@@ -110,6 +122,7 @@ pub fn show(settings: &Settings) -> String {
     section(&mut out, "gateway", &configs.gateway);
     section(&mut out, "directory", &configs.directory);
     section(&mut out, "roster", &configs.roster);
+    section(&mut out, "pubsub", &configs.pubsub);
     section(&mut out, "policy", &configs.policy);
     section(&mut out, "presence", &configs.presence);
     section(&mut out, "archive", &configs.archive);
@@ -152,7 +165,9 @@ mod tests {
         let overrides = Overrides::default();
         let text = "[server]\nname = \"x\"\ndata = \"d\"\ndomains = [\"a.example\", \"b.example\"]\n\
                     [gateway]\nfeatures_off = [\"ping\", \"carbons\"]\n\
-                    [tls.\"a.example\"]\ncertificate = \"c\"\nkey = \"k\"\n";
+                    [tls.\"a.example\"]\ncertificate = \"c\"\nkey = \"k\"\n\
+                    [domain.\"b.example\"]\nadministrators = [\"x@b.example\"]\n\
+                    administrator_groups = [\"it\"]\n[domain.\"b.example\".contacts]\nabuse = [\"mailto:a'b@b.example\"]\n";
         let settings = Settings::parse(Path::new("/etc/x.toml"), text, &overrides).unwrap();
         let shown = show(&settings);
         let again = Settings::parse(Path::new("/etc/y.toml"), &shown, &overrides)

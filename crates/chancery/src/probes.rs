@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use chancery_api::archive::StatusRequest;
 use chancery_api::directory::DomainsRequest;
+use chancery_api::pubsub::GetVcardRequest;
 use chancery_api::roster::SubscriptionsRequest;
 use chancery_api::{ApiError, Cx};
 use chancery_runtime::Stage;
@@ -58,6 +59,22 @@ pub fn all(settings: &Settings, base: &Base, opened: &Opened) -> Vec<(&'static s
                             .subscriptions(&Cx::local(), SubscriptionsRequest { owner })
                             .await,
                     )
+                })
+            }),
+        ));
+    }
+    if let Some(pubsub) = local.pubsub.clone() {
+        let owner = format!(
+            "ready@{}",
+            settings.domains.first().map_or("", String::as_str)
+        );
+        probes.push((
+            "pubsub",
+            Box::new(move || {
+                let (pubsub, owner) = (Arc::clone(&pubsub), owner.clone());
+                Box::pin(async move {
+                    let request = GetVcardRequest { owner };
+                    said(pubsub.get_vcard(&Cx::local(), request).await)
                 })
             }),
         ));

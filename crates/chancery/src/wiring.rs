@@ -1,6 +1,7 @@
 //! Which concrete service stands behind each handle: the one place that names them. A service of
 //! this process is called directly, the others over gRPC with mutual TLS; whoever holds a handle
-//! cannot tell. Owns the order of start (archive, directory, roster, policy, presence, gateway)
+//! cannot tell. Owns the order of start (archive, directory, roster, pubsub, policy, presence,
+//! gateway)
 //! and closes the stores behind the reversed end. Knows nothing of what a service does.
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use chancery_api::channel::{self, Credentials, Served};
 use chancery_api::directory::{Directory, RemoteDirectory};
 use chancery_api::policy::{Policy, RemotePolicy};
 use chancery_api::presence::{Presence, RemotePresence};
+use chancery_api::pubsub::{Pubsub, RemotePubsub};
 use chancery_api::roster::{RemoteRoster, Roster};
 use chancery_api::{Calls, Role};
 use chancery_archive::ArchiveService;
@@ -19,6 +21,7 @@ use chancery_directory::DirectoryService;
 use chancery_gateway::{Certificates, Domains, Gateway, Listeners};
 use chancery_policy::PolicyService;
 use chancery_presence::PresenceService;
+use chancery_pubsub::PubsubService;
 use chancery_roster::RosterService;
 use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Shutdown, Stage, Tasks, Tracer};
 use chancery_store::DataLock;
@@ -113,14 +116,16 @@ pub struct Opened {
 struct Stores {
     directory: Option<Arc<chancery_directory::store::SqliteStore>>,
     roster: Option<Arc<chancery_roster::store::SqliteStore>>,
+    pubsub: Option<Arc<chancery_pubsub::store::SqliteStore>>,
     policy: Option<Arc<chancery_policy::SqlitePolicyStore>>,
 }
 
-/// All five, where all are there.
+/// What the administrator reaches, where all of it is there.
 pub struct Services {
     pub archive: Arc<dyn Archive>,
     pub directory: Arc<dyn Directory>,
     pub roster: Arc<dyn Roster>,
+    pub pubsub: Arc<dyn Pubsub>,
     pub policy: Arc<dyn Policy>,
 }
 
@@ -157,6 +162,7 @@ impl Opened {
                 Role::Archive => opened.start_archive(settings, base).await?,
                 Role::Directory => opened.start_directory(settings, base).await?,
                 Role::Roster => opened.start_roster(settings, base)?,
+                Role::Pubsub => opened.start_pubsub(settings, base)?,
                 Role::Policy => opened.start_policy(settings, base).await?,
                 Role::Presence => opened.start_presence(settings, base),
                 Role::Gateway | Role::Admin => {}
@@ -215,6 +221,9 @@ impl Opened {
                 Role::Roster => {
                     self.handles.roster = Some(Arc::new(RemoteRoster::new(channel, calls, tasks)));
                 }
+                Role::Pubsub => {
+                    self.handles.pubsub = Some(Arc::new(RemotePubsub::new(channel, calls, tasks)));
+                }
                 Role::Policy => {
                     self.handles.policy = Some(Arc::new(RemotePolicy::new(channel, calls, tasks)));
                 }
@@ -255,6 +264,7 @@ impl Opened {
         let service = DirectoryService::start(chancery_directory::Parts {
             config: settings.configs.directory.clone(),
             domains: settings.domains.clone(),
+            administrators: settings.administrators.clone(),
             store: Arc::clone(&store) as _,
             archive: wired(self.handles.archive.as_ref(), Role::Archive)?,
             clock: base.clock.clone(),
@@ -287,6 +297,23 @@ impl Opened {
         let handle: Arc<dyn Roster> = Arc::new(service);
         self.local.roster = Some(Arc::clone(&handle));
         self.handles.roster = Some(handle);
+        Ok(())
+    }
+
+    fn start_pubsub(&mut self, settings: &Settings, base: &Base) -> Result<(), Failure> {
+        let path = settings.data.join("pubsub.db");
+        let store = Arc::new(chancery_pubsub::store::SqliteStore::open(&path)?);
+        let service = PubsubService::start(chancery_pubsub::Parts {
+            config: settings.configs.pubsub.clone(),
+            store: Arc::clone(&store) as _,
+            archive: wired(self.handles.archive.as_ref(), Role::Archive)?,
+            metrics: base.metrics.clone(),
+            tasks: base.shutdown.tasks(Stage::Services).clone(),
+        })?;
+        self.stores.pubsub = Some(store);
+        let handle: Arc<dyn Pubsub> = Arc::new(service);
+        self.local.pubsub = Some(Arc::clone(&handle));
+        self.handles.pubsub = Some(handle);
         Ok(())
     }
 
@@ -345,6 +372,7 @@ impl Opened {
             directory: Arc::clone(&directory),
             roster: wired(self.handles.roster.as_ref(), Role::Roster)?,
             presence: wired(self.handles.presence.as_ref(), Role::Presence)?,
+            pubsub: wired(self.handles.pubsub.as_ref(), Role::Pubsub)?,
             policy: wired(self.handles.policy.as_ref(), Role::Policy)?,
             archive: wired(self.handles.archive.as_ref(), Role::Archive)?,
             clock: base.clock.clone(),
@@ -424,6 +452,7 @@ impl Opened {
             archive: wired(self.handles.archive.as_ref(), Role::Archive)?,
             directory: wired(self.handles.directory.as_ref(), Role::Directory)?,
             roster: wired(self.handles.roster.as_ref(), Role::Roster)?,
+            pubsub: wired(self.handles.pubsub.as_ref(), Role::Pubsub)?,
             policy: wired(self.handles.policy.as_ref(), Role::Policy)?,
         })
     }
@@ -463,6 +492,9 @@ impl Stores {
     /// The log closes by itself, in its stage.
     async fn close(self) {
         if let Some(store) = self.policy {
+            store.close().await;
+        }
+        if let Some(store) = self.pubsub {
             store.close().await;
         }
         if let Some(store) = self.roster {

@@ -1,5 +1,5 @@
 //! Changes of one account: add, password (an administrator's or the person's own), disable, enable,
-//! delete. It owns their order: what is refused is refused before anything is recorded, what is
+//! delete, end of sessions. It owns their order: what is refused is refused before anything is recorded, what is
 //! recorded is recorded before it takes effect, and the answer waits for the followers. Disabling
 //! alone takes effect first.
 
@@ -37,6 +37,7 @@ pub async fn change(
         AccountAct::Disable => disable(inner, name, who).await?,
         AccountAct::Enable => enable(inner, name, who).await?,
         AccountAct::Delete => delete(inner, name, who).await?,
+        AccountAct::EndSessions => end_sessions(inner, name, who).await?,
     };
     let unconfirmed = inner
         .followers
@@ -113,6 +114,22 @@ async fn password(
         session,
     )
     .await
+}
+
+/// Sessions are of a version of the credentials: the same keys under the next one end them all.
+async fn end_sessions(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiError> {
+    let found = inner.store.find(name.clone()).await;
+    let found = found.map_err(|error| store_error(&error))?;
+    let Some((account, keys)) = found.filter(|(account, _)| account.state != State::Deleted) else {
+        return Err(refusal(Refusal::NotFound));
+    };
+    let act = account_act("account.end_sessions", &name, who);
+    let change = Change::SetKeys {
+        name,
+        keys,
+        seen: account.version,
+    };
+    recorded(inner, act, change, "").await
 }
 
 /// The leaver's cut-off waits for nothing: the act is stored with the change, and the worker

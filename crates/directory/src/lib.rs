@@ -5,6 +5,7 @@
 
 mod accounts;
 mod acts;
+mod administer;
 mod config;
 mod credentials;
 mod groups;
@@ -20,6 +21,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use administer::{Administrators, AdministratorsOf};
 pub use config::Config;
 pub use names::Name;
 pub use service::{DirectoryError, DirectoryService, Parts};

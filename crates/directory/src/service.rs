@@ -10,12 +10,13 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 
 use chancery_api::archive::Archive;
 use chancery_api::directory::{
-    AccountAct, AccountFact, ChangeAccountRequest, ChangeAccountResponse, ChangeGroupRequest,
+    AccountAct, AccountFact, AdministerRequest, AdministerResponse, AdministratorRequest,
+    AdministratorResponse, ChangeAccountRequest, ChangeAccountResponse, ChangeGroupRequest,
     ChangeGroupResponse, ChangePasswordRequest, ChangePasswordResponse, CredentialsRequest,
     CredentialsResponse, Directory, DomainsRequest, DomainsResponse, ImportAccountsRequest,
     ImportAccountsResponse, ListAccountsRequest, ListAccountsResponse, ListGroupsRequest,
-    ListGroupsResponse, ReportAttemptRequest, ReportAttemptResponse, VerifyPasswordRequest,
-    VerifyPasswordResponse, WatchDown, WatchUp,
+    ListGroupsResponse, ReportAttemptRequest, ReportAttemptResponse, SearchRequest, SearchResponse,
+    VerifyPasswordRequest, VerifyPasswordResponse, WatchDown, WatchUp,
 };
 use chancery_api::{ApiError, Cx, Followers, Link};
 use chancery_runtime::metrics::Counters;
@@ -23,12 +24,13 @@ use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks};
 use chancery_store::StoreError;
 
 use crate::acts::Acts;
+use crate::administer::AdministratorsOf;
 use crate::names::Domains;
 use crate::password_pool::PasswordPool;
 use crate::store::{Account, Applied, Change, Group, Store};
 use crate::throttle::Throttle;
 use crate::watch::Watch;
-use crate::{Config, accounts, credentials, groups, import, watch};
+use crate::{Config, accounts, administer, credentials, groups, import, names, watch};
 
 /// How long a change waits for the followers to confirm it.
 pub const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
@@ -42,6 +44,8 @@ pub struct Parts {
     pub config: Config,
     /// The hosted domains, the default one first.
     pub domains: Vec<String>,
+    /// Who may change accounts from a session.
+    pub administrators: AdministratorsOf,
     pub store: Arc<dyn Store>,
     pub archive: Arc<dyn Archive>,
     pub clock: Clock,
@@ -72,6 +76,7 @@ pub struct DirectoryService(Arc<Inner>);
 pub struct Inner {
     pub config: Config,
     pub domains: Domains,
+    pub administrators: AdministratorsOf,
     pub secret: [u8; 32],
     pub store: Arc<dyn Store>,
     pub acts: Arc<Acts>,
@@ -98,6 +103,7 @@ impl DirectoryService {
         let secret = parts.store.secret(parts.ids.bytes()).await?;
         let Parts {
             config,
+            administrators,
             store,
             archive,
             clock,
@@ -131,6 +137,7 @@ impl DirectoryService {
         Ok(Self(Arc::new(Inner {
             config,
             domains,
+            administrators,
             secret,
             store,
             acts,
@@ -282,6 +289,26 @@ impl Directory for DirectoryService {
         .await
     }
 
+    async fn administrator(
+        &self,
+        _: &Cx,
+        request: AdministratorRequest,
+    ) -> Result<AdministratorResponse, ApiError> {
+        administer::administrator(&self.0, &request).await
+    }
+
+    async fn administer(
+        &self,
+        _: &Cx,
+        request: AdministerRequest,
+    ) -> Result<AdministerResponse, ApiError> {
+        let counted = request.act() != AccountAct::Disable;
+        self.detached(counted, |inner| async move {
+            administer::administer(&inner, request).await
+        })
+        .await
+    }
+
     async fn import_accounts(
         &self,
         _: &Cx,
@@ -312,6 +339,33 @@ impl Directory for DirectoryService {
         let more = page.len() > limit;
         let accounts = page.iter().take(limit).map(Account::fact).collect();
         Ok(ListAccountsResponse { accounts, more })
+    }
+
+    async fn search(&self, _: &Cx, request: SearchRequest) -> Result<SearchResponse, ApiError> {
+        let domain = self.0.domains.hosted(&request.domain)?;
+        // What cannot be the beginning of a name finds nobody.
+        let Some(wanted) = names::username(&domain, &request.prefix) else {
+            return Ok(SearchResponse::default());
+        };
+        let after = match request.after.as_str() {
+            "" => String::new(),
+            jid => self.0.domains.account(jid)?.localpart,
+        };
+        let limit = match request.limit {
+            0 => PAGE_LIMIT,
+            limit => limit.min(PAGE_LIMIT),
+        } as usize;
+        let found = self
+            .0
+            .store
+            .begin(domain, wanted.localpart, after, limit + 1);
+        let found = found.await.map_err(|error| store_error(&error))?;
+        let more = found.len() > limit;
+        let jids = found.iter().take(limit).map(|account| account.name.jid());
+        Ok(SearchResponse {
+            jids: jids.collect(),
+            more,
+        })
     }
 
     async fn change_group(

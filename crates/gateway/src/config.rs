@@ -1,6 +1,7 @@
 //! The gateway's section of the configuration: where it listens, and every limit that an operator
 //! may move. Refuses to read files; the binary parses and merges.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use chancery_xml::Limits;
 
 use crate::admission::Caps;
+use crate::contacts::Contacts;
 use crate::tls::CertificateFiles;
 
 /// The section `[gateway]`.
@@ -23,6 +25,10 @@ pub struct Config {
     pub c2s_tls: Vec<SocketAddr>,
     /// Certificates of the domains. A domain without one gets a leaf of the local authority.
     pub certificates: Vec<CertificateFiles>,
+    /// Whom to write to about a domain (XEP-0157).
+    pub contacts: BTreeMap<String, Contacts>,
+    /// Domains that have administrators (XEP-0133).
+    pub administered: BTreeSet<String>,
     /// Connections in all.
     pub connections: usize,
     /// Connections of one address (of one /64 with IPv6); many people may share one.
@@ -76,6 +82,8 @@ impl Default for Config {
             c2s: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5222))],
             c2s_tls: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5223))],
             certificates: Vec::new(),
+            contacts: BTreeMap::new(),
+            administered: BTreeSet::new(),
             connections: 100_000,
             connections_per_address: 20_000,
             half_open: 16_384,

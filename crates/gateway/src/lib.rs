@@ -8,6 +8,7 @@ mod attach;
 pub mod authority;
 mod blocks;
 pub mod config;
+pub mod contacts;
 mod features;
 mod follow;
 pub mod iq;
@@ -26,6 +27,7 @@ mod trace;
 pub mod transport;
 
 pub use config::Config;
+pub use contacts::Contacts;
 pub use listen::{Domains, Listeners};
 pub use negotiate::{Authenticated, Established};
 pub use pipeline::modules::markdown as pipeline_markdown;

@@ -18,6 +18,7 @@ use chancery_xml::{Element, push_attr};
 use chancery_xmpp::stanza::{PresenceType, StanzaType};
 use chancery_xmpp::{Condition, StanzaError, StanzaHeader, exempt, ns};
 
+use crate::iq::last;
 use crate::pipeline::answer;
 use crate::pipeline::decide::{Question, Undecided, allows};
 use crate::pipeline::record::{Key, stamped};
@@ -42,6 +43,8 @@ pub(crate) struct Own {
     id: String,
     available: bool,
     priority: i8,
+    /// What an `unavailable` says of itself.
+    status: String,
     /// Carries something that has to be recorded.
     has_content: bool,
     key: Key,
@@ -130,6 +133,7 @@ impl Own {
             id: header.id.as_deref().unwrap_or_default().to_owned(),
             available: header.type_ == StanzaType::Presence(PresenceType::Available),
             priority: header.priority,
+            status: said_status(element),
             has_content: !(removed.is_empty() && exempt::is_exempt(element, header)),
             key,
             recorded: AtomicBool::new(false),
@@ -317,6 +321,7 @@ async fn again(
 /// `unavailable` to those who saw us needs no verdict; its text does, for the record.
 async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<(), Away> {
     let mut payload = own.payload.clone();
+    let mut status = own.status.as_str();
     if own.has_content {
         let to = vec![identity.account.to_string()];
         let question = question(identity, to, own.type_(), own.trace);
@@ -327,6 +332,7 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
         if recorded.is_err() {
             // That the session is gone must not wait; what cannot be recorded is not said.
             payload = gone_payload(identity);
+            status = "";
         }
     }
     gateway
@@ -345,6 +351,7 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
     };
     send(gateway, item, own.trace).await?;
     identity.followed.lock().directed.clear();
+    last::note(gateway, identity, status).await;
     Ok(())
 }
 
@@ -413,6 +420,15 @@ pub(crate) async fn directed(
         Ok(()) => Handled::default(),
         Err(Away) => outage(),
     }
+}
+
+/// The text of an `unavailable`, the first one where there are several.
+fn said_status(element: &Element) -> String {
+    if element.header.type_.as_deref() != Some("unavailable") {
+        return String::new();
+    }
+    let status = element.child("status", ns::CLIENT);
+    status.map_or_else(String::new, |status| element.child_text(status))
 }
 
 /// The session is gone without a word.

@@ -11,6 +11,7 @@ use chancery_api::archive::{AppendAnswer, AppendItem, Archive, AttachDown, attac
 use chancery_api::directory::Directory;
 use chancery_api::policy::Policy as PolicyService;
 use chancery_api::presence::{Presence, PublishAnswer, PublishItem};
+use chancery_api::pubsub::Pubsub;
 use chancery_api::roster::Roster;
 use chancery_api::{Lane, LanePeer};
 use chancery_runtime::metrics::{Counter, Counters};
@@ -52,6 +53,8 @@ pub struct Parts {
     pub roster: Arc<dyn Roster>,
     /// Presence.
     pub presence: Arc<dyn Presence>,
+    /// Private XML, vCards, last activity.
+    pub pubsub: Arc<dyn Pubsub>,
     /// Verdicts.
     pub policy: Arc<dyn PolicyService>,
     /// The log.
@@ -82,6 +85,7 @@ pub struct Gateway {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) roster: Arc<dyn Roster>,
     pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) pubsub: Arc<dyn Pubsub>,
     pub(crate) policy_service: Arc<dyn PolicyService>,
     pub(crate) archive: Arc<dyn Archive>,
     pub(crate) append: Lane<AppendItem, AppendAnswer>,
@@ -188,7 +192,7 @@ impl Gateway {
         let gateway = Arc::new(Self {
             name: parts.name.into(),
             incarnation,
-            handlers: Handlers::without(&parts.config.features_off),
+            handlers: Handlers::new(&parts.config),
             config: parts.config,
             domains: parts.domains,
             append: parts.archive.append(peer.clone()),
@@ -205,6 +209,7 @@ impl Gateway {
             directory: parts.directory,
             roster: parts.roster,
             presence: parts.presence,
+            pubsub: parts.pubsub,
             policy_service: parts.policy,
             archive: parts.archive,
             clock: parts.clock,

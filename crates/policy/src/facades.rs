@@ -50,8 +50,11 @@ facade! {
         report_attempt: dir::ReportAttemptRequest => dir::ReportAttemptResponse,
         change_account: dir::ChangeAccountRequest => dir::ChangeAccountResponse,
         change_password: dir::ChangePasswordRequest => dir::ChangePasswordResponse,
+        administrator: dir::AdministratorRequest => dir::AdministratorResponse,
+        administer: dir::AdministerRequest => dir::AdministerResponse,
         import_accounts: dir::ImportAccountsRequest => dir::ImportAccountsResponse,
         list_accounts: dir::ListAccountsRequest => dir::ListAccountsResponse,
+        search: dir::SearchRequest => dir::SearchResponse,
         change_group: dir::ChangeGroupRequest => dir::ChangeGroupResponse,
         list_groups: dir::ListGroupsRequest => dir::ListGroupsResponse,
     }

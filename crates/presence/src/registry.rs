@@ -518,6 +518,29 @@ impl<S: PresenceStore> Registry<S> {
         resource.into_iter().chain(all.into_iter().flatten())
     }
 
+    /// Full JIDs of available sessions of an account, or of a domain; sorted, and at most so many.
+    /// Whether there are more.
+    pub fn who(&self, of: &str, limit: usize) -> (Vec<String>, bool) {
+        let mut found: Vec<String> = if of.contains('@') {
+            let sessions = self
+                .available_of(of)
+                .map(|session| session.full.to_string());
+            sessions.take(limit + 1).collect()
+        } else {
+            let here = |session: &&Session| {
+                let domain = session.bare().split_once('@').map(|(_, domain)| domain);
+                session.said.is_some() && domain == Some(of)
+            };
+            let sessions = self.store.all().filter(here);
+            let sessions = sessions.map(|session| session.full.to_string());
+            sessions.take(limit + 1).collect()
+        };
+        let more = found.len() > limit;
+        found.truncate(limit);
+        found.sort_unstable();
+        (found, more)
+    }
+
     fn available_of(&self, bare: &str) -> impl Iterator<Item = &Session> {
         self.store
             .of_account(bare)

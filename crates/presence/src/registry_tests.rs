@@ -26,6 +26,30 @@ fn item(act: Act, session: u64, from: &str, targets: &[&str]) -> PublishItem {
     }
 }
 
+#[test]
+fn available_sessions_are_found_by_account_and_by_domain() {
+    let mut case = Case::new();
+    case.act("gw1", &item(Act::Available, 1, ALICE, &[]));
+    case.act(
+        "gw2",
+        &item(Act::Available, 2, "alice@example.org/tab", &[]),
+    );
+    case.act("gw1", &item(Act::Available, 3, "eve@other.org/x", &[]));
+    // Only directed presence: not there for others.
+    case.act("gw1", &item(Act::Directed, 4, BOB, &["alice@example.org"]));
+    let alices = vec![ALICE.to_owned(), "alice@example.org/tab".to_owned()];
+    let who = |case: &Case, of: &str, limit| case.registry.who(of, limit);
+    assert_eq!(who(&case, "alice@example.org", 9), (alices.clone(), false));
+    assert_eq!(who(&case, "example.org", 9), (alices.clone(), false));
+    assert_eq!(who(&case, "example.org", 2), (alices, false));
+    assert_eq!(who(&case, "bob@example.org", 9), (vec![], false));
+    assert_eq!(who(&case, "org", 9), (vec![], false));
+    let (one, more) = who(&case, "example.org", 1);
+    assert!(one.len() == 1 && more);
+    case.act("gw1", &item(Act::Unavailable, 1, ALICE, &[]));
+    assert_eq!(who(&case, "alice@example.org", 9).0.len(), 1);
+}
+
 impl Case {
     fn new() -> Self {
         let mut registry = Registry::new(MemoryPresenceStore::default(), 100);

@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chancery_api::presence::attach_down::Item;
 use chancery_api::presence::{
-    Act, AttachDown, AttachHello, AttachUp, Presence, PublishAnswer, PublishItem,
+    Act, AttachDown, AttachHello, AttachUp, Presence, PublishAnswer, PublishItem, SessionsRequest,
+    SessionsResponse,
 };
 use chancery_api::{Answers, ApiError, Cx, Lane, LanePeer, LaneService, Link};
 use chancery_runtime::metrics::Counter;
@@ -26,6 +27,11 @@ use crate::store::MemoryPresenceStore;
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// Gateways that are known at once; a further one is turned away.
 pub const GATEWAYS_LIMIT: usize = 1_000;
+
+/// Sessions of one answer.
+const SESSIONS_LIMIT: usize = 10_000;
+/// Bytes of them.
+const SESSIONS_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 
 /// What the service is made of.
 pub struct Parts {
@@ -429,6 +435,27 @@ impl LaneService<PublishItem, PublishAnswer> for Inner {
 
 #[async_trait]
 impl Presence for PresenceService {
+    async fn sessions(
+        &self,
+        _cx: &Cx,
+        request: SessionsRequest,
+    ) -> Result<SessionsResponse, ApiError> {
+        let limit = match usize::try_from(request.limit).unwrap_or(SESSIONS_LIMIT) {
+            0 => SESSIONS_LIMIT,
+            limit => limit.min(SESSIONS_LIMIT),
+        };
+        let (mut full_jids, mut more) = self.0.state.lock().registry.who(&request.of, limit);
+        let mut bytes = 0;
+        let fits = full_jids.iter().take_while(|jid| {
+            bytes += jid.len();
+            bytes <= SESSIONS_LIMIT_BYTES
+        });
+        let fits = fits.count();
+        more |= fits < full_jids.len();
+        full_jids.truncate(fits);
+        Ok(SessionsResponse { full_jids, more })
+    }
+
     fn publish(&self, peer: LanePeer) -> Lane<PublishItem, PublishAnswer> {
         Lane::local(
             Arc::clone(&self.0) as Arc<dyn LaneService<PublishItem, PublishAnswer>>,

@@ -66,6 +66,8 @@ pub trait PresenceStore: Send + 'static {
     fn by_full(&self, full: &str) -> Option<&Session>;
     /// All sessions of an account, in no order.
     fn of_account(&self, bare: &str) -> impl Iterator<Item = &Session>;
+    /// Everybody, in no order.
+    fn all(&self) -> impl Iterator<Item = &Session>;
     /// All sessions of a gateway, sorted.
     fn of_gateway(&self, gateway: &str) -> Vec<SessionKey>;
     /// Keeps a session whose key and full JID are free.
@@ -102,6 +104,10 @@ impl PresenceStore for MemoryPresenceStore {
     fn of_account(&self, bare: &str) -> impl Iterator<Item = &Session> {
         let keys = self.accounts.get(bare).map_or(&[][..], Vec::as_slice);
         keys.iter().filter_map(|key| self.sessions.get(key))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values()
     }
 
     fn of_gateway(&self, gateway: &str) -> Vec<SessionKey> {

@@ -88,6 +88,12 @@ fn play(scenario: &Scenario, mut server: Server) -> Result<()> {
     Ok(())
 }
 
+/// Is there an element of this name inside, however deep?
+fn holds(tree: &minidom::Element, name: &str) -> bool {
+    tree.children()
+        .any(|child| child.name() == name || holds(child, name))
+}
+
 fn brief(action: &Action) -> String {
     format!("{action:?}").chars().take(200).collect()
 }
@@ -349,7 +355,7 @@ impl Play<'_> {
             })?;
             let tree = parse(&String::from_utf8_lossy(&got.bytes))?;
             for name in without {
-                if tree.children().any(|child| child.name() == name) {
+                if holds(&tree, name) {
                     bail!("<{name}/> is in {}", text(&got));
                 }
             }

@@ -1,4 +1,4 @@
-//! Servers for tests: the binary, all in one or as seven processes with two gateways, each of which
+//! Servers for tests: the binary, all in one or as eight processes with two gateways, each of which
 //! can be killed, stopped and started again.
 
 mod command_line;
@@ -30,7 +30,7 @@ pub const PASSWORD: &str = "correct horse battery staple";
 pub enum Shape {
     /// One process.
     One,
-    /// Seven processes, two gateways.
+    /// Eight processes, two gateways.
     Many,
 }
 
@@ -121,7 +121,14 @@ pub struct Server {
     pub internal: Vec<(&'static str, SocketAddr)>,
 }
 
-const SERVICES: [&str; 5] = ["archive", "directory", "roster", "policy", "presence"];
+const SERVICES: [&str; 6] = [
+    "archive",
+    "directory",
+    "roster",
+    "pubsub",
+    "policy",
+    "presence",
+];
 const GATEWAYS: [&str; 2] = ["gw1", "gw2"];
 
 impl Server {

@@ -9,6 +9,7 @@
 //! anything is allocated for it; [`scan`] then validates the complete element with `rxml` and
 //! resolves namespaces. Where the two disagree the input is refused.
 
+mod alone;
 mod element;
 mod error;
 mod framer;
@@ -25,6 +26,7 @@ mod attack_tests;
 #[cfg(test)]
 mod property_tests;
 
+pub use alone::alone;
 pub use element::{Attr, Child, Element, Header};
 pub use error::FrameError;
 pub use framer::{Frame, Framer};

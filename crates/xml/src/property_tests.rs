@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::{Frame, FrameError, Framer, Limits, Splice, is_xml_char, scan};
+use crate::{Frame, FrameError, Framer, Limits, Splice, alone, is_xml_char, scan};
 
 fn small() -> Limits {
     Limits {
@@ -274,5 +274,52 @@ proptest! {
     fn bytes_never_panic(input in vec(any::<u8>(), 0..200), cuts in vec(0usize..9, 0..9)) {
         run(Limits::before_auth(), &input, &cuts);
         let _ = scan(&Bytes::from(input), &Limits::before_auth());
+    }
+}
+
+/// Declarations and attributes of one opening tag, from which names take their prefixes.
+fn tag(name: &'static str) -> impl Strategy<Value = (String, String)> {
+    let default = proptest::sample::select(vec!["", " xmlns='u:1'", " xmlns = \"u:2\""]);
+    let prefixed = proptest::sample::select(vec![
+        "",
+        " xmlns:p='u:3'",
+        " xmlns:p=\"u:'4\" xmlns:r='u:5'",
+    ]);
+    let attr = proptest::sample::select(vec!["", " k='>'", " p:k='v' k=\"&lt;\"", " r:k='/>'"]);
+    let prefix = proptest::sample::select(vec!["", "p:", "r:"]);
+    (default, prefixed, attr, prefix).prop_map(move |(default, prefixed, attr, prefix)| {
+        let name = format!("{prefix}{name}");
+        (format!("<{name}{attr}{default}{prefixed}"), name)
+    })
+}
+
+proptest! {
+    /// Whatever is declared where: a child that is cut out is read as it was read inside.
+    #[test]
+    fn a_child_means_the_same_alone(
+        root in tag("a"), query in tag("b"), child in tag("c"), inner in tag("d"),
+        text in proptest::sample::select(vec!["", "t &amp; t", "<![CDATA[<x>]]>"]),
+    ) {
+        let xml = format!(
+            "{}>{}>{}>{text}{}/></{}></{}></{}>",
+            root.0, query.0, child.0, inner.0, child.1, query.1, root.1
+        );
+        let Ok(whole) = scan(&Bytes::from(xml), &Limits::after_auth()) else {
+            return Ok(());
+        };
+        let query = &whole.header.children[0];
+        let child = &query.children[0];
+        let out = alone(&whole, &[query], child);
+        let again = scan(&out, &Limits::internal()).expect("well-formed alone");
+        prop_assert_eq!(&again.header.ns, &child.ns);
+        prop_assert_eq!(&again.header.name, &child.name);
+        prop_assert_eq!(again.header.children.len(), 1);
+        // Its own inside, read as the first level of a whole: the same as read by cutting twice.
+        let once = alone(&whole, &[], query);
+        let once = scan(&once, &Limits::internal()).expect("well-formed alone");
+        let twice = &once.header.children[0];
+        prop_assert_eq!(&twice.children[0].ns, &again.header.children[0].ns);
+        prop_assert_eq!(&twice.children[0].attrs, &again.header.children[0].attrs);
+        prop_assert_eq!(&twice.attrs, &child.attrs);
     }
 }

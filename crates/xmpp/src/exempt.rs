@@ -110,6 +110,8 @@ pub const IQ: &[Item] = &[
     Item::of(ns::TIME, &["time"])
         .inner(&[Item::of(ns::TIME, &["tzo", "utc"]).text(Text::Timestamp)]),
     Item::of(ns::LAST, &["query"]).attrs(&["seconds"]),
+    // Only a question, or an answer that there is nothing.
+    Item::of(ns::VCARD, &["vCard"]),
     Item::of(ns::DISCO_INFO, &["query"])
         .attrs(&["node"])
         .inner(&[

@@ -70,6 +70,8 @@ namespaces! {
     COMMANDS = "http://jabber.org/protocol/commands";
     /// XEP-0054
     VCARD = "vcard-temp";
+    /// XEP-0055
+    SEARCH = "jabber:iq:search";
     /// XEP-0059
     RSM = "http://jabber.org/protocol/rsm";
     /// XEP-0060

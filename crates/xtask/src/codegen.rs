@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// The areas, each one proto package `chancery.<area>.v1`.
-const AREAS: [&str; 6] = [
+const AREAS: [&str; 7] = [
     "api",
     "archive",
     "directory",
     "policy",
     "presence",
+    "pubsub",
     "roster",
 ];
 

@@ -19,6 +19,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("chancery-gateway", 2),
     ("chancery-policy", 2),
     ("chancery-presence", 2),
+    ("chancery-pubsub", 2),
     ("chancery-roster", 2),
     ("chancery", 3),
 ];

@@ -132,6 +132,41 @@ pub struct ChangePasswordRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangePasswordResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdministratorRequest {
+    /// Full JID of the session.
+    #[prost(string, tag = "1")]
+    pub session: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdministratorResponse {
+    #[prost(bool, tag = "1")]
+    pub administrator: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AdministerRequest {
+    /// Full JID of the session; it is the actor of the record.
+    #[prost(string, tag = "1")]
+    pub session: ::prost::alloc::string::String,
+    #[prost(enumeration = "AccountAct", tag = "2")]
+    pub act: i32,
+    /// Bare JIDs, at most 100; one where there are credentials.
+    #[prost(string, repeated, tag = "3")]
+    pub jids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "4")]
+    pub credentials: ::core::option::Option<NewCredentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdministerResponse {
+    #[prost(string, repeated, tag = "1")]
+    pub done: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Why it went no further; empty when all is done.
+    #[prost(string, tag = "2")]
+    pub failed: ::prost::alloc::string::String,
+    /// Followers that did not confirm in time.
+    #[prost(string, repeated, tag = "3")]
+    pub unconfirmed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImportAccount {
     #[prost(string, tag = "1")]
@@ -175,6 +210,27 @@ pub struct ListAccountsRequest {
 pub struct ListAccountsResponse {
     #[prost(message, repeated, tag = "1")]
     pub accounts: ::prost::alloc::vec::Vec<AccountFact>,
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchRequest {
+    #[prost(string, tag = "1")]
+    pub domain: ::prost::alloc::string::String,
+    /// As a person typed it, unprepared.
+    #[prost(string, tag = "2")]
+    pub prefix: ::prost::alloc::string::String,
+    /// Continue behind this bare JID.
+    #[prost(string, tag = "3")]
+    pub after: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchResponse {
+    /// Bare JIDs, sorted.
+    #[prost(string, repeated, tag = "1")]
+    pub jids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "2")]
     pub more: bool,
 }
@@ -329,6 +385,8 @@ pub enum AccountAct {
     Disable = 3,
     Enable = 4,
     Delete = 5,
+    /// Ends all sessions; the password stays.
+    EndSessions = 6,
 }
 impl AccountAct {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -343,6 +401,7 @@ impl AccountAct {
             Self::Disable => "ACCOUNT_ACT_DISABLE",
             Self::Enable => "ACCOUNT_ACT_ENABLE",
             Self::Delete => "ACCOUNT_ACT_DELETE",
+            Self::EndSessions => "ACCOUNT_ACT_END_SESSIONS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -354,6 +413,7 @@ impl AccountAct {
             "ACCOUNT_ACT_DISABLE" => Some(Self::Disable),
             "ACCOUNT_ACT_ENABLE" => Some(Self::Enable),
             "ACCOUNT_ACT_DELETE" => Some(Self::Delete),
+            "ACCOUNT_ACT_END_SESSIONS" => Some(Self::EndSessions),
             _ => None,
         }
     }
@@ -677,6 +737,60 @@ pub mod directory_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Is the account of a session an administrator of its domain?
+        pub async fn administrator(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AdministratorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdministratorResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.directory.v1.Directory/Administrator",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("chancery.directory.v1.Directory", "Administrator"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes of accounts of the own domain by an administrator, from a session; others are refused.
+        pub async fn administer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AdministerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdministerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.directory.v1.Directory/Administer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("chancery.directory.v1.Directory", "Administer"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Adds many accounts in one transaction (at most 500).
         pub async fn import_accounts(
             &mut self,
@@ -728,6 +842,29 @@ pub mod directory_client {
                 .insert(
                     GrpcMethod::new("chancery.directory.v1.Directory", "ListAccounts"),
                 );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Active accounts of a domain by the beginning of their names, a page at a time. Who may see whom
+        /// is policy's affair, and the caller's.
+        pub async fn search(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchRequest>,
+        ) -> std::result::Result<tonic::Response<super::SearchResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/chancery.directory.v1.Directory/Search",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("chancery.directory.v1.Directory", "Search"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn change_group(
@@ -868,6 +1005,22 @@ pub mod directory_server {
             tonic::Response<super::ChangePasswordResponse>,
             tonic::Status,
         >;
+        /// Is the account of a session an administrator of its domain?
+        async fn administrator(
+            &self,
+            request: tonic::Request<super::AdministratorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdministratorResponse>,
+            tonic::Status,
+        >;
+        /// Changes of accounts of the own domain by an administrator, from a session; others are refused.
+        async fn administer(
+            &self,
+            request: tonic::Request<super::AdministerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdministerResponse>,
+            tonic::Status,
+        >;
         /// Adds many accounts in one transaction (at most 500).
         async fn import_accounts(
             &self,
@@ -883,6 +1036,12 @@ pub mod directory_server {
             tonic::Response<super::ListAccountsResponse>,
             tonic::Status,
         >;
+        /// Active accounts of a domain by the beginning of their names, a page at a time. Who may see whom
+        /// is policy's affair, and the caller's.
+        async fn search(
+            &self,
+            request: tonic::Request<super::SearchRequest>,
+        ) -> std::result::Result<tonic::Response<super::SearchResponse>, tonic::Status>;
         async fn change_group(
             &self,
             request: tonic::Request<super::ChangeGroupRequest>,
@@ -1253,6 +1412,96 @@ pub mod directory_server {
                     };
                     Box::pin(fut)
                 }
+                "/chancery.directory.v1.Directory/Administrator" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdministratorSvc<T: Directory>(pub Arc<T>);
+                    impl<
+                        T: Directory,
+                    > tonic::server::UnaryService<super::AdministratorRequest>
+                    for AdministratorSvc<T> {
+                        type Response = super::AdministratorResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AdministratorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Directory>::administrator(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdministratorSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.directory.v1.Directory/Administer" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdministerSvc<T: Directory>(pub Arc<T>);
+                    impl<
+                        T: Directory,
+                    > tonic::server::UnaryService<super::AdministerRequest>
+                    for AdministerSvc<T> {
+                        type Response = super::AdministerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AdministerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Directory>::administer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdministerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/chancery.directory.v1.Directory/ImportAccounts" => {
                     #[allow(non_camel_case_types)]
                     struct ImportAccountsSvc<T: Directory>(pub Arc<T>);
@@ -1328,6 +1577,49 @@ pub mod directory_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListAccountsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/chancery.directory.v1.Directory/Search" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchSvc<T: Directory>(pub Arc<T>);
+                    impl<T: Directory> tonic::server::UnaryService<super::SearchRequest>
+                    for SearchSvc<T> {
+                        type Response = super::SearchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Directory>::search(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -18,6 +18,7 @@ use std::time::Duration;
 use chancery_api::archive::{Archive, RemoteArchive};
 use chancery_api::directory::{Directory, DomainsRequest, RemoteDirectory};
 use chancery_api::policy::{Policy, RemotePolicy};
+use chancery_api::pubsub::{Pubsub, RemotePubsub};
 use chancery_api::roster::{RemoteRoster, Roster};
 use chancery_api::{ApiError, Calls, Code, Cx, channel};
 use chancery_runtime::{Ids, telemetry};
@@ -40,6 +41,7 @@ pub struct Admin {
     pub archive: Arc<dyn Archive>,
     pub directory: Arc<dyn Directory>,
     pub roster: Arc<dyn Roster>,
+    pub pubsub: Arc<dyn Pubsub>,
     pub policy: Arc<dyn Policy>,
     /// Named by the command, not yet by the directory.
     domain: Option<String>,
@@ -101,6 +103,7 @@ impl Admin {
             archive: services.archive,
             directory: services.directory,
             roster: services.roster,
+            pubsub: services.pubsub,
             policy: services.policy,
             domain,
             opened: Some(opened),
@@ -124,11 +127,13 @@ impl Admin {
         let calls = Calls::new(base.failpoints.clone(), &base.metrics);
         let tasks = base.shutdown.tasks(chancery_runtime::Stage::Accept).clone();
         let part = || (channel.clone(), calls.clone(), tasks.clone());
-        let (archive, directory, roster, policy) = (part(), part(), part(), part());
+        let (archive, directory, roster) = (part(), part(), part());
+        let (pubsub, policy) = (part(), part());
         Ok(Some(Self {
             archive: Arc::new(RemoteArchive::new(archive.0, archive.1, archive.2)),
             directory: Arc::new(RemoteDirectory::new(directory.0, directory.1, directory.2)),
             roster: Arc::new(RemoteRoster::new(roster.0, roster.1, roster.2)),
+            pubsub: Arc::new(RemotePubsub::new(pubsub.0, pubsub.1, pubsub.2)),
             policy: Arc::new(RemotePolicy::new(policy.0, policy.1, policy.2)),
             domain,
             opened: None,
@@ -143,6 +148,7 @@ impl Admin {
             archive: services.archive,
             directory: services.directory,
             roster: services.roster,
+            pubsub: services.pubsub,
             policy: services.policy,
             domain: None,
             opened: None,
@@ -161,12 +167,13 @@ impl Admin {
             archive,
             directory,
             roster,
+            pubsub,
             policy,
             opened,
             base,
             ..
         } = self;
-        drop((archive, directory, roster, policy));
+        drop((archive, directory, roster, pubsub, policy));
         match opened {
             Some(opened) => opened.close(&base).await,
             None => Ok(()),

@@ -3,7 +3,7 @@
 use chancery_api::directory::{
     AccountAct, AccountState, ChangeAccountRequest, ListAccountsRequest, NewCredentials,
 };
-use chancery_api::roster::ClearRequest;
+use chancery_api::{pubsub, roster};
 
 use super::{Admin, about, actor, cx, import, new_password, unconfirmed};
 use crate::cli::User;
@@ -64,7 +64,7 @@ async fn submit(
     unconfirmed(&answer.unconfirmed)
 }
 
-/// The account first, so that nobody logs in to a roster that is going away.
+/// The account first, so that nobody logs in to what is going away.
 async fn delete(admin: &Admin, jid: &str) -> Outcome {
     let jid = admin.jid(jid).await?;
     let request = ChangeAccountRequest {
@@ -78,12 +78,20 @@ async fn delete(admin: &Admin, jid: &str) -> Outcome {
         .change_account(&cx(), request)
         .await
         .map_err(about(&jid))?;
-    let clear = ClearRequest {
+    let clear = roster::ClearRequest {
         owner: jid.clone(),
         actor: actor(),
     };
     if let Err(error) = admin.roster.clear(&cx(), clear).await {
         note!("the account is gone, its roster is not: run the command again");
+        return Err(about(&jid)(error));
+    }
+    let clear = pubsub::ClearRequest {
+        owner: jid.clone(),
+        actor: actor(),
+    };
+    if let Err(error) = admin.pubsub.clear(&cx(), clear).await {
+        note!("the account is gone, its vcard and private xml are not: run the command again");
         return Err(about(&jid)(error));
     }
     say!("deleted {jid}");

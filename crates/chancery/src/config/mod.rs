@@ -1,6 +1,7 @@
 //! The configuration: one TOML file for all processes, flags above it, defaults below. Raw sections
 //! are read here and turned into [`Settings`], which cannot hold an impossible combination. Owns
-//! the sections that no crate owns (`server listen services internal tls log trace`); every other section
+//! the sections that no crate owns (`server listen services internal tls domain log
+//! trace`); every other section
 //! is its crate's `Config`. Starts nothing.
 
 mod files;
@@ -12,6 +13,7 @@ mod settings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use chancery_gateway::Contacts;
 use serde::{Deserialize, Serialize};
 
 pub use read::Problem;
@@ -23,17 +25,19 @@ use crate::cli;
 use read::{Document, Section};
 
 /// Sections of the file, in the order in which they are shown.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 15] = [
     "server",
     "listen",
     "services",
     "internal",
     "tls",
+    "domain",
     "log",
     "trace",
     "gateway",
     "directory",
     "roster",
+    "pubsub",
     "policy",
     "presence",
     "archive",
@@ -96,6 +100,18 @@ struct TlsSection {
     key: PathBuf,
 }
 
+/// `[domain."DOMAIN"]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DomainSection {
+    /// Accounts of the domain that may administer it (XEP-0133).
+    administrators: Vec<String>,
+    /// Groups of the directory whose members may.
+    administrator_groups: Vec<String>,
+    /// Whom to write to about it (XEP-0157).
+    contacts: Contacts,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -142,6 +158,7 @@ pub struct ServiceConfigs {
     pub gateway: chancery_gateway::Config,
     pub directory: chancery_directory::Config,
     pub roster: chancery_roster::Config,
+    pub pubsub: chancery_pubsub::Config,
     pub policy: chancery_policy::Config,
     pub presence: chancery_presence::Config,
     pub archive: chancery_archive::Config,
@@ -154,6 +171,7 @@ struct Raw {
     services: Section<BTreeMap<String, String>>,
     internal: Section<InternalSection>,
     tls: Section<BTreeMap<String, TlsSection>>,
+    domain: Section<BTreeMap<String, DomainSection>>,
     log: Section<LogSection>,
     trace: Section<TraceSection>,
     configs: ServiceConfigs,
@@ -201,6 +219,7 @@ impl Settings {
             services: document.section("services"),
             internal: document.section("internal"),
             tls: document.section("tls"),
+            domain: document.section("domain"),
             log: document.section("log"),
             trace: document.section("trace"),
             configs: ServiceConfigs {
@@ -220,6 +239,12 @@ impl Settings {
                     &mut document,
                     "roster",
                     chancery_roster::Config::problems,
+                    &mut problems,
+                ),
+                pubsub: service(
+                    &mut document,
+                    "pubsub",
+                    chancery_pubsub::Config::problems,
                     &mut problems,
                 ),
                 policy: service(
@@ -255,10 +280,12 @@ impl Settings {
 }
 
 /// What the gateway's `Config` holds too, and where the file says it.
-const SAID_ELSEWHERE: [(&str, &str); 3] = [
+const SAID_ELSEWHERE: [(&str, &str); 5] = [
     ("c2s", "[listen] c2s"),
     ("c2s_tls", "[listen] c2s_tls"),
     ("certificates", "[tls.\"DOMAIN\"]"),
+    ("administered", "[domain.\"DOMAIN\"] administrators"),
+    ("contacts", "[domain.\"DOMAIN\".contacts]"),
 ];
 
 /// Is `field` of a service's `Config` said in another section?

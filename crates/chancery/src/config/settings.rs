@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use chancery_api::Role;
-use chancery_gateway::CertificateFiles;
+use chancery_directory::{Administrators, AdministratorsOf};
+use chancery_gateway::{CertificateFiles, Contacts};
 use chancery_runtime::telemetry::Format;
 
 use super::read::{Place, Problem, Section, unknown_value};
@@ -80,6 +81,8 @@ pub struct Settings {
     pub log_level: String,
     /// None: off.
     pub trace: Option<Trace>,
+    /// Who may change accounts from a session.
+    pub administrators: AdministratorsOf,
     pub configs: ServiceConfigs,
 }
 
@@ -95,13 +98,14 @@ impl Settings {
 pub fn needs(role: Role) -> &'static [Role] {
     match role {
         Role::Archive | Role::Presence | Role::Admin => &[],
-        Role::Directory => &[Role::Archive, Role::Roster, Role::Policy],
+        Role::Directory => &[Role::Archive, Role::Roster, Role::Pubsub, Role::Policy],
         Role::Policy => &[Role::Archive, Role::Directory],
-        Role::Roster => &[Role::Archive],
+        Role::Roster | Role::Pubsub => &[Role::Archive],
         Role::Gateway => &[
             Role::Archive,
             Role::Directory,
             Role::Roster,
+            Role::Pubsub,
             Role::Policy,
             Role::Presence,
         ],
@@ -187,6 +191,8 @@ pub(super) fn validate(
             );
         }
     }
+    let contacts = contacts(&mut check, &raw, &domains);
+    let administrators = administrators(&mut check, &raw);
     let log = &raw.log.value;
     let log_format = Format::from_str(&log.format);
     if log_format.is_err() {
@@ -204,6 +210,8 @@ pub(super) fn validate(
     let mut configs = raw.configs;
     configs.gateway.c2s = listen.c2s.into_iter().collect();
     configs.gateway.c2s_tls = listen.c2s_tls.into_iter().collect();
+    configs.gateway.contacts = contacts;
+    configs.gateway.administered = administrators.keys().cloned().collect();
     configs.gateway.certificates = tls
         .iter()
         .map(|(domain, files)| CertificateFiles {
@@ -228,8 +236,63 @@ pub(super) fn validate(
         log_format: log_format.ok()?,
         log_level: log.level.clone(),
         trace,
+        administrators,
         configs,
     })
+}
+
+/// Of the hosted domains.
+fn contacts(check: &mut Check<'_>, raw: &Raw, domains: &[String]) -> BTreeMap<String, Contacts> {
+    let mut all = BTreeMap::new();
+    for (domain, section) in &raw.domain.value {
+        if !domains.contains(domain) {
+            let hosted = domains.join(", ");
+            check.report(
+                raw.domain.place(domain),
+                format!("[domain] {domain} is not hosted, hosted are {hosted}"),
+            );
+        }
+        for (role, text) in section.contacts.problems() {
+            check.report(
+                raw.domain.place(&format!("{domain}.contacts.{role}")),
+                format!("[domain.\"{domain}\".contacts] {role}: {text}"),
+            );
+        }
+        if !section.contacts.is_empty() {
+            all.insert(domain.clone(), section.contacts.clone());
+        }
+    }
+    all
+}
+
+/// Of the hosted domains; none where nobody is named.
+fn administrators(check: &mut Check<'_>, raw: &Raw) -> AdministratorsOf {
+    let mut all = AdministratorsOf::new();
+    for (domain, section) in &raw.domain.value {
+        let mut of = Administrators {
+            groups: section.administrator_groups.iter().cloned().collect(),
+            ..Administrators::default()
+        };
+        for named in &section.administrators {
+            match crate::admin::bare_jid(named) {
+                Ok(jid) if jid.split_once('@').is_some_and(|(_, of)| of == domain) => {
+                    of.accounts.insert(jid);
+                }
+                Ok(jid) => check.report(
+                    raw.domain.place(&format!("{domain}.administrators")),
+                    format!("[domain] administrators: {jid} is no account of {domain}"),
+                ),
+                Err(text) => check.report(
+                    raw.domain.place(&format!("{domain}.administrators")),
+                    format!("[domain] administrators: {text}"),
+                ),
+            }
+        }
+        if !of.accounts.is_empty() || !of.groups.is_empty() {
+            all.insert(domain.clone(), of);
+        }
+    }
+    all
 }
 
 fn trace(check: &mut Check<'_>, section: &Section<TraceSection>) -> Option<Trace> {

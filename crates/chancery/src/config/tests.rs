@@ -95,6 +95,59 @@ level = \"a=b=c\"
 }
 
 #[test]
+fn contacts_are_uris_of_hosted_domains() {
+    let text = "\
+[server]
+domains = [\"a.example\"]
+[domain.\"a.example\".contacts]
+abuse = [\"mailto:abuse@a.example\", \"xmpp:abuse@a.example\"]
+support = [\"somebody\"]
+admins = [\"mailto:x@a.example\"]
+[domain.\"other.example\".contacts]
+";
+    let found = problems(text);
+    has(&found, "x.toml:5:", "`somebody` is no URI");
+    has(&found, "x.toml:6:", "did you mean `admin`?");
+    has(&found, "x.toml:7:", "other.example is not hosted");
+    assert_eq!(found.len(), 3, "{}", found.join("\n"));
+    has(
+        &problems("[gateway]\ncontacts = {}\n"),
+        "x.toml:2:",
+        "say it in [domain.",
+    );
+    let good = "[domain.\"localhost\".contacts]\nabuse = [\"mailto:a@b\"]\n[domain.localhost]\n";
+    let settings = Settings::parse(Path::new("x.toml"), good, &Overrides::default());
+    let contacts = settings.unwrap().configs.gateway.contacts;
+    assert_eq!(contacts["localhost"].abuse, ["mailto:a@b"]);
+}
+
+#[test]
+fn administrators_are_accounts_of_their_domain() {
+    let text = "\
+[server]
+domains = [\"a.example\", \"b.example\"]
+[domain.\"a.example\"]
+administrators = [\"Alice@A.example\", \"bob@b.example\", \"@\"]
+administrator_groups = [\"it\"]
+[domain.\"b.example\"]
+administrators = []
+";
+    let found = problems(text);
+    has(
+        &found,
+        "x.toml:4:",
+        "bob@b.example is no account of a.example",
+    );
+    assert_eq!(found.len(), 2, "{}", found.join("\n"));
+    let text = text.replace(", \"bob@b.example\", \"@\"", "");
+    let settings = Settings::parse(Path::new("x.toml"), &text, &Overrides::default()).unwrap();
+    let of = &settings.administrators["a.example"];
+    assert!(of.accounts.contains("alice@a.example") && of.groups.contains("it"));
+    assert_eq!(settings.administrators.len(), 1);
+    assert!(settings.configs.gateway.administered.contains("a.example"));
+}
+
+#[test]
 fn broken_toml_is_named_beside_the_rest() {
     let found = problems("[server]\nname = \nnam = 1\n[listen]\nc2s = \"x\"\n");
     has(&found, "x.toml:2:", "");
@@ -108,6 +161,7 @@ fn services_own_sections_are_checked_for_unknown_keys() {
         "gateway",
         "directory",
         "roster",
+        "pubsub",
         "policy",
         "presence",
         "archive",
@@ -123,7 +177,14 @@ fn a_part_needs_addresses_and_certificates() {
     let mut overrides = Overrides::default();
     overrides.serve.roles = vec!["gateway".into()];
     let found = problems_with("", &overrides);
-    for role in ["archive", "directory", "roster", "policy", "presence"] {
+    for role in [
+        "archive",
+        "directory",
+        "roster",
+        "pubsub",
+        "policy",
+        "presence",
+    ] {
         has(
             &found,
             "configuration",
@@ -139,6 +200,7 @@ directory = \"127.0.0.1:7002\"
 roster = \"127.0.0.1:7003\"
 policy = \"127.0.0.1:7004\"
 presence = \"127.0.0.1:7005\"
+pubsub = \"127.0.0.1:7006\"
 [internal]
 authority = \"i/a.pem\"
 certificate = \"i/{roles}.pem\"
@@ -148,7 +210,7 @@ key = \"i/{roles}.key\"
     let both = format!("{text}directory = \"i\"\n");
     has(
         &problems_with(&both, &overrides),
-        "x.toml:8:",
+        "x.toml:9:",
         "made in directory already",
     );
     overrides.serve.roles = vec!["presence".into(), "roster".into()];
@@ -167,7 +229,7 @@ key = \"i/{roles}.key\"
     assert_eq!(certificate, Path::new("/etc/i/directory.pem"));
     assert_eq!(
         settings.remote.keys().copied().collect::<Vec<_>>(),
-        [Role::Roster, Role::Policy, Role::Archive]
+        [Role::Roster, Role::Policy, Role::Pubsub, Role::Archive]
     );
 }
 

@@ -306,6 +306,26 @@ async fn open_ends(store: &dyn Store) {
     assert_eq!(left[0].1, act("x"), "oldest first, no more than asked");
 }
 
+/// Alice, bob, carol (disabled), and p00 to p29 are there.
+async fn begins(store: &dyn Store) {
+    let begin = async |prefix: &str, after: &str, limit| -> Vec<String> {
+        let found = store.begin("a.test".into(), prefix.into(), after.into(), limit);
+        let found = found.await.unwrap();
+        found.into_iter().map(|a| a.name.localpart).collect()
+    };
+    assert_eq!(begin("al", "", 9).await, ["alice"]);
+    assert_eq!(begin("alice", "", 9).await, ["alice"]);
+    assert_eq!(begin("alicex", "", 9).await, [""; 0]);
+    assert_eq!(begin("lic", "", 9).await, [""; 0]);
+    assert_eq!(begin("%", "", 9).await, [""; 0]);
+    assert_eq!(begin("p1", "", 3).await, ["p10", "p11", "p12"]);
+    assert_eq!(begin("p1", "p17", 9).await, ["p18", "p19"]);
+    assert_eq!(begin("p", "", 99).await.len(), 30);
+    assert_eq!(begin("carol", "", 9).await, [""; 0], "disabled");
+    let other = store.begin("b.test".into(), "al".into(), String::new(), 9);
+    assert_eq!(other.await.unwrap(), []);
+}
+
 async fn pages(store: &dyn Store) {
     let many = (0..30).map(|n| add(&format!("p{n:02}"), None)).collect();
     store.apply(many).await.unwrap();
@@ -323,6 +343,7 @@ async fn pages(store: &dyn Store) {
         store.page("b.test".into(), String::new(), 9).await.unwrap(),
         []
     );
+    begins(store).await;
     let (p03, _) = store.find(name("p03")).await.unwrap().unwrap();
     made(
         store,

@@ -281,6 +281,27 @@ impl Store for MemoryStore {
         Ok(live.take(limit).cloned().collect())
     }
 
+    async fn begin(
+        &self,
+        domain: String,
+        prefix: String,
+        after: String,
+        limit: usize,
+    ) -> Result<Vec<Account>, StoreError> {
+        let tables = self.0.lock();
+        let found = tables
+            .accounts
+            .values()
+            .map(|(account, _)| account)
+            .filter(|account| {
+                account.state == State::Active
+                    && account.name.domain == domain
+                    && account.name.localpart.starts_with(&prefix)
+                    && account.name.localpart > after
+            });
+        Ok(found.take(limit).cloned().collect())
+    }
+
     async fn groups(&self, domain: String) -> Result<Vec<Group>, StoreError> {
         let tables = self.0.lock();
         let keys = tables.groups.keys().filter(|key| key.0 == domain);

@@ -208,6 +208,14 @@ pub trait Store: Send + Sync + 'static {
         after: String,
         limit: usize,
     ) -> Result<Vec<Account>, StoreError>;
+    /// Active accounts of a domain whose localparts begin so, behind a localpart, in order.
+    async fn begin(
+        &self,
+        domain: String,
+        prefix: String,
+        after: String,
+        limit: usize,
+    ) -> Result<Vec<Account>, StoreError>;
     /// Groups of a domain.
     async fn groups(&self, domain: String) -> Result<Vec<Group>, StoreError>;
     /// Everything, as of one moment.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod accounts;
+mod administer;
 mod follow;
 mod logins;
 mod many;
@@ -19,7 +20,7 @@ use chancery_api::{ApiError, Code, Cx, Lane, LanePeer, LaneService, Link};
 use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks};
 
 use crate::store::{MemoryStore, SqliteStore, Store};
-use crate::{Config, DirectoryService, Parts};
+use crate::{Administrators, Config, DirectoryService, Parts};
 
 /// A log that remembers acts and drops, and can be out of reach.
 #[derive(Default)]
@@ -162,6 +163,14 @@ async fn house_on(store: Arc<dyn Store>, seed: u64) -> House {
             ..Config::default()
         },
         domains: vec!["a.test".into(), "b.test".into()],
+        administrators: [(
+            "a.test".to_owned(),
+            Administrators {
+                accounts: ["alice@a.test".to_owned()].into(),
+                groups: ["staff".to_owned()].into(),
+            },
+        )]
+        .into(),
         store,
         archive: Arc::clone(&log) as Arc<dyn Archive>,
         clock: clock.clone(),

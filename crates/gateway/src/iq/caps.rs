@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest;
 use chancery_xml::push_attr;
-use chancery_xmpp::caps::{Identity, verification};
+use chancery_xmpp::caps::{Form, Identity, verification};
 use chancery_xmpp::ns;
 
 use super::disco::SERVER;
@@ -22,12 +22,13 @@ pub(crate) fn manifest() -> Manifest {
     }
 }
 
-/// Computes the verification string of everything registered, and advertises it.
-pub(crate) fn own(registrar: &mut Registrar) -> String {
+pub(crate) fn register(registrar: &mut Registrar) {
     registrar.disco(Scope::Server, ns::CAPS);
-    registrar.disco.sort_unstable();
-    let features: Vec<&str> = registrar
-        .disco
+}
+
+/// The verification string of what a domain shows: features, and the forms that are its own.
+pub(crate) fn own(disco: &[(Scope, &'static str)], forms: &[Form<'_>]) -> String {
+    let features: Vec<&str> = disco
         .iter()
         .filter(|(scope, _)| *scope == Scope::Server)
         .map(|(_, feature)| *feature)
@@ -38,19 +39,22 @@ pub(crate) fn own(registrar: &mut Registrar) -> String {
         lang: "",
         name: SERVER.2,
     };
-    let ver = verification(&[identity], &features, &[], &sha1);
+    verification(&[identity], &features, forms, &sha1)
+}
+
+/// The feature of the stream.
+pub(crate) fn advertise(ver: &str) -> String {
     let mut out = String::from("<c");
     for (name, value) in [
         ("xmlns", ns::CAPS),
         ("hash", "sha-1"),
         ("node", NODE),
-        ("ver", ver.as_str()),
+        ("ver", ver),
     ] {
         push_attr(&mut out, name, value);
     }
     out.push_str("/>");
-    registrar.stream_feature(&out);
-    ver
+    out
 }
 
 /// The hash that the specification names; it protects nothing here.

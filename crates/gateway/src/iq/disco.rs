@@ -2,10 +2,13 @@
 
 use chancery_xml::push_attr;
 use chancery_xmpp::{Condition, StanzaError, ns};
+use futures_util::FutureExt;
 
 use super::caps::NODE;
+use super::commands;
 use super::version::NAME;
 use super::{Answer, Handler, Handlers, Manifest, Registrar, Request, Scope, Specification, Verb};
+use crate::contacts::Contacts;
 
 /// Category, type and name of the server's identity.
 pub(crate) const SERVER: (&str, &str, &str) = ("server", "im", NAME);
@@ -28,7 +31,7 @@ pub(crate) fn register(registrar: &mut Registrar) {
         Scope::Server,
         ns::DISCO_INFO,
         "query",
-        Handler::now(Verb::Get, server_info),
+        Handler::ask(Verb::Get, |request| server_info(request).boxed()),
     );
     registrar.handle(
         Scope::Account,
@@ -36,34 +39,66 @@ pub(crate) fn register(registrar: &mut Registrar) {
         "query",
         Handler::now(Verb::Get, account_info),
     );
+    registrar.handle(
+        Scope::Server,
+        ns::DISCO_ITEMS,
+        "query",
+        Handler::ask(Verb::Get, |request| server_items(request).boxed()),
+    );
+    registrar.handle(
+        Scope::Account,
+        ns::DISCO_ITEMS,
+        "query",
+        Handler::now(Verb::Get, items),
+    );
     for scope in [Scope::Server, Scope::Account] {
-        registrar.handle(
-            scope,
-            ns::DISCO_ITEMS,
-            "query",
-            Handler::now(Verb::Get, items),
-        );
         registrar.disco(scope, ns::DISCO_INFO);
         registrar.disco(scope, ns::DISCO_ITEMS);
     }
 }
 
-fn server_info(request: &Request) -> Answer {
-    let node = node(request);
+async fn server_info(request: Request) -> Answer {
+    let node = node(&request);
     let handlers = &request.gateway.handlers;
+    let contacts = handlers.contacts(request.domain());
     // XEP-0115 §6.2: the node of our own capabilities.
-    let own = format!("{NODE}#{}", handlers.caps);
+    let own = format!("{NODE}#{}", handlers.caps(request.domain()));
+    let commands = handlers.has_commands(request.domain());
     match node {
-        None => Ok(info(handlers, Scope::Server, None)),
-        Some(node) if node == own => Ok(info(handlers, Scope::Server, Some(&own))),
-        Some(_) => Err(StanzaError::new(Condition::ItemNotFound)),
+        None => Ok(info(handlers, Scope::Server, None, contacts, commands)),
+        Some(node) if node == own => Ok(info(
+            handlers,
+            Scope::Server,
+            Some(&own),
+            contacts,
+            commands,
+        )),
+        Some(node) => match commands::info(&request, &node).await {
+            Some(answer) if commands => answer,
+            _ => Err(StanzaError::new(Condition::ItemNotFound)),
+        },
     }
 }
 
 fn account_info(request: &Request) -> Answer {
     match node(request) {
-        None => Ok(info(&request.gateway.handlers, Scope::Account, None)),
+        None => Ok(info(
+            &request.gateway.handlers,
+            Scope::Account,
+            None,
+            None,
+            false,
+        )),
         Some(_) => Err(StanzaError::new(Condition::ItemNotFound)),
+    }
+}
+
+/// The domain has nothing but its commands (XEP-0050 §2.1).
+async fn server_items(request: Request) -> Answer {
+    let commands = request.gateway.handlers.has_commands(request.domain());
+    match node(&request) {
+        Some(node) if commands && node == ns::COMMANDS => commands::items(&request).await,
+        _ => items(&request),
     }
 }
 
@@ -79,10 +114,16 @@ fn node(request: &Request) -> Option<String> {
     request.payload()?.attr("node").map(str::to_owned)
 }
 
-fn info(handlers: &Handlers, scope: Scope, node: Option<&str>) -> String {
+fn info(
+    handlers: &Handlers,
+    scope: Scope,
+    node: Option<&str>,
+    contacts: Option<&Contacts>,
+    commands: bool,
+) -> String {
     let (category, type_, name) = match scope {
         Scope::Server => SERVER,
-        Scope::Account => ACCOUNT,
+        Scope::Account | Scope::Other => ACCOUNT,
     };
     let mut out = String::with_capacity(1024);
     out.push_str("<query");
@@ -97,10 +138,14 @@ fn info(handlers: &Handlers, scope: Scope, node: Option<&str>) -> String {
         push_attr(&mut out, "name", name);
     }
     out.push_str("/>");
-    for feature in handlers.features(scope) {
+    let own = commands.then_some(ns::COMMANDS);
+    for feature in handlers.features(scope).chain(own) {
         out.push_str("<feature");
         push_attr(&mut out, "var", feature);
         out.push_str("/>");
+    }
+    if let Some(contacts) = contacts {
+        contacts.write(&mut out);
     }
     out.push_str("</query>");
     out
@@ -112,8 +157,8 @@ mod tests {
 
     #[test]
     fn the_domain_shows_what_is_registered() {
-        let handlers = Handlers::without(&[]);
-        let info = info(&handlers, Scope::Server, Some("n"));
+        let handlers = Handlers::standard();
+        let info = info(&handlers, Scope::Server, Some("n"), None, false);
         for feature in [
             ns::PING,
             ns::TIME,

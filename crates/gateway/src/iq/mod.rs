@@ -1,36 +1,50 @@
-//! IQs to the server or the own account: what handles them, and what they make us advertise.
+//! IQs that the server answers: to itself, to the own account, and on behalf of other accounts; what
+//! handles them, and what they make us advertise.
 //!
-//! One small file a feature; each declares itself by `manifest()` and `register()`. Handlers are
-//! not routed and hence not decided. Refuses requests to anybody else.
+//! One small file a feature; each declares itself by `manifest()` and `register()`. Requests to the
+//! server or the own account are not routed and hence not decided. A request to another account is
+//! decided first, and what others get to read is recorded before it takes effect (`admit.rs`).
 
+mod administration;
+mod admit;
 pub(crate) mod bind;
 pub(crate) mod blocking;
 pub(crate) mod caps;
 pub(crate) mod carbons;
 pub(crate) mod client_state;
+pub(crate) mod commands;
+pub(crate) mod contact_addresses;
+mod data_form;
 pub(crate) mod disco;
+pub(crate) mod last;
 pub(crate) mod mam;
 pub(crate) mod offline;
 pub(crate) mod ping;
+pub(crate) mod private;
 pub(crate) mod register;
 pub(crate) mod roster;
+pub(crate) mod search;
 pub(crate) mod session;
 mod standards;
 pub(crate) mod stanza_id;
 pub(crate) mod stream_management;
 pub(crate) mod time;
+pub(crate) mod vcard;
 pub(crate) mod version;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chancery_api::Cx;
+use chancery_api::archive::AppendItem;
 use chancery_runtime::trace::{Span, TraceContext};
 use chancery_xml::{Element, push_attr};
-use chancery_xmpp::{Condition, StanzaError};
+use chancery_xmpp::{Condition, Jid, StanzaError, ns};
 use futures_util::future::BoxFuture;
 
+use crate::config::Config;
+use crate::contacts::Contacts;
 use crate::pipeline::answer;
 use crate::service::Gateway;
 use crate::session::identity::{Change, Identity};
@@ -45,6 +59,8 @@ pub enum Scope {
     Server,
     /// The sender's own bare JID, or no address.
     Account,
+    /// The bare JID of another account of a domain that we host. Decided first; a handler only reads.
+    Other,
 }
 
 /// A specification and how much of it is there.
@@ -72,6 +88,11 @@ pub(crate) struct Request {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) element: Element,
+    pub(crate) scope: Scope,
+    /// Whom it is for; `None` for the own account.
+    pub(crate) to: Option<Jid>,
+    /// What has to be decided, and recorded unless it is ephemeral, before it is handled.
+    pub(crate) item: Option<Box<AppendItem>>,
     /// The trace that it belongs to, when it is followed.
     pub(crate) trace: Option<TraceContext>,
 }
@@ -114,6 +135,8 @@ pub(crate) struct Handler {
     verb: Verb,
     /// A change of the session that its shard has to confirm before anything else happens.
     change: Option<fn(&Request) -> Option<Change>>,
+    /// What a `set` says is for others to read: it is in the log before it takes effect.
+    publishes: bool,
     run: Run,
 }
 
@@ -134,6 +157,7 @@ impl Handler {
         Self {
             verb,
             change: None,
+            publishes: false,
             run: Run::Now(run),
         }
     }
@@ -143,6 +167,7 @@ impl Handler {
         Self {
             verb,
             change: None,
+            publishes: false,
             run: Run::Ask(run),
         }
     }
@@ -155,6 +180,7 @@ impl Handler {
         Self {
             verb,
             change: None,
+            publishes: false,
             run: Run::Page(run),
         }
     }
@@ -164,6 +190,26 @@ impl Handler {
         self.change = Some(change);
         self
     }
+
+    /// The same, whose sets are recorded before they take effect.
+    pub(crate) const fn publishing(mut self) -> Self {
+        self.publishes = true;
+        self
+    }
+
+    /// Does it handle this type?
+    pub(crate) fn fits(&self, is_set: bool) -> bool {
+        match self.verb {
+            Verb::Any => true,
+            Verb::Get => !is_set,
+            Verb::Set => is_set,
+        }
+    }
+
+    /// Are its sets recorded?
+    pub(crate) fn publishes(&self) -> bool {
+        self.publishes
+    }
 }
 
 impl Request {
@@ -171,6 +217,13 @@ impl Request {
     pub(crate) fn cx(&self, name: &'static str) -> (Cx, Span) {
         let span = self.gateway.tracer.calls(name, self.trace);
         (Cx::local().traced(span.traceparent()), span)
+    }
+
+    /// The domain that it is for, or in which the own account is.
+    pub(crate) fn domain(&self) -> &str {
+        self.to
+            .as_ref()
+            .map_or(&*self.identity.domain, |to| to.domain().as_str())
     }
 
     /// Of type `set`?
@@ -235,11 +288,18 @@ const FEATURES: &[Feature] = &[
     (ping::manifest, ping::register),
     (time::manifest, time::register),
     (carbons::manifest, carbons::register),
+    (private::manifest, private::register),
+    (vcard::manifest, vcard::register),
+    (last::manifest, last::register),
+    (search::manifest, search::register),
     (offline::manifest, offline::register),
     (stanza_id::manifest, stanza_id::register),
     (register::manifest, register::register),
     (blocking::manifest, blocking::register),
     (mam::manifest, mam::register),
+    (commands::manifest, commands::register),
+    (contact_addresses::manifest, contact_addresses::register),
+    (caps::manifest, caps::register),
 ];
 
 /// What was registered, ready for use.
@@ -249,33 +309,75 @@ pub(crate) struct Handlers {
     stream_features: String,
     /// Names of the features that are switched off.
     off: Vec<String>,
-    /// Verification string of the server's own capabilities.
-    pub(crate) caps: String,
+    /// Verification string of a domain's capabilities that are like all others'.
+    caps: String,
+    /// Domains that show something of their own.
+    shown: BTreeMap<String, Shown>,
+}
+
+/// What one domain shows beside the features.
+struct Shown {
+    contacts: Option<Contacts>,
+    /// It has administrators, hence commands.
+    commands: bool,
+    caps: String,
+}
+
+impl Shown {
+    fn of(domain: &str, config: &Config, disco: &[(Scope, &'static str)]) -> Self {
+        let is_on = |feature: &str| !config.features_off.iter().any(|off| off == feature);
+        let contacts = config.contacts.get(domain);
+        let contacts = contacts.filter(|c| !c.is_empty() && is_on("contact_addresses"));
+        let commands = config.administered.contains(domain) && is_on("commands");
+        let mut disco = disco.to_vec();
+        disco.extend(commands.then_some((Scope::Server, ns::COMMANDS)));
+        let forms: Vec<_> = contacts.iter().map(|contacts| contacts.form()).collect();
+        Self {
+            caps: caps::own(&disco, &forms),
+            contacts: contacts.cloned(),
+            commands,
+        }
+    }
 }
 
 impl Handlers {
-    /// Everything that is there, but for what is switched `off`.
-    pub(crate) fn without(off: &[String]) -> Self {
+    /// Everything that is there by default.
+    #[cfg(test)]
+    pub(crate) fn standard() -> Self {
+        Self::new(&Config::default())
+    }
+
+    /// Everything that is there, but for what is switched off.
+    pub(crate) fn new(config: &Config) -> Self {
         let mut registrar = Registrar::default();
         for (manifest, register) in FEATURES {
-            if !off.iter().any(|name| name == manifest().name) {
+            if !config
+                .features_off
+                .iter()
+                .any(|name| name == manifest().name)
+            {
                 register(&mut registrar);
             }
         }
         registrar.disco.sort_unstable();
         registrar.disco.dedup();
-        let caps = caps::own(&mut registrar);
         let Registrar {
             table,
             disco,
             stream_features,
+            ..
         } = registrar;
+        let domains = config.contacts.keys().chain(&config.administered);
+        let shown = domains
+            .map(|domain| (domain.clone(), Shown::of(domain, config, &disco)))
+            .collect();
         Self {
+            caps: caps::own(&disco, &[]),
             table,
             disco,
             stream_features,
-            off: off.to_vec(),
-            caps,
+            off: config.features_off.clone(),
+            shown,
         }
     }
 
@@ -300,9 +402,27 @@ impl Handlers {
             .map(|(_, feature)| *feature)
     }
 
-    /// What was registered for the stream after authentication.
-    pub(crate) fn stream_features(&self) -> &str {
-        &self.stream_features
+    /// What was registered for the stream after authentication, with the domain's capabilities.
+    pub(crate) fn stream_features(&self, domain: &str) -> String {
+        let caps = caps::advertise(self.caps(domain));
+        format!("{}{caps}", self.stream_features)
+    }
+
+    /// Verification string of a domain's capabilities (XEP-0115).
+    pub(crate) fn caps(&self, domain: &str) -> &str {
+        self.shown
+            .get(domain)
+            .map_or(&self.caps, |shown| &shown.caps)
+    }
+
+    /// Whom to write to about a domain.
+    pub(crate) fn contacts(&self, domain: &str) -> Option<&Contacts> {
+        self.shown.get(domain)?.contacts.as_ref()
+    }
+
+    /// Has the domain commands?
+    pub(crate) fn has_commands(&self, domain: &str) -> bool {
+        self.shown.get(domain).is_some_and(|shown| shown.commands)
     }
 
     /// The table, sorted, for the manual and its snapshot.
@@ -321,11 +441,7 @@ impl Handlers {
 
 /// What every feature says of itself, for the table of supported specifications.
 pub fn manifests() -> Vec<Manifest> {
-    FEATURES
-        .iter()
-        .map(|(manifest, _)| manifest())
-        .chain([caps::manifest()])
-        .collect()
+    FEATURES.iter().map(|(manifest, _)| manifest()).collect()
 }
 
 /// Features that may be switched off in the configuration.
@@ -337,7 +453,10 @@ pub fn optional() -> impl Iterator<Item = &'static str> {
 /// What is advertised without the features that are `off`: namespaces in disco, of the server and of
 /// accounts, and elements of the stream features.
 pub fn advertised(off: &[String]) -> Vec<String> {
-    let handlers = Handlers::without(off);
+    let handlers = Handlers::new(&Config {
+        features_off: off.to_vec(),
+        ..Config::default()
+    });
     let disco = handlers
         .disco
         .iter()
@@ -352,7 +471,7 @@ pub fn advertised(off: &[String]) -> Vec<String> {
 /// The handler table for the manual.
 pub fn markdown() -> String {
     let mut out = String::new();
-    for row in Handlers::without(&[]).rows() {
+    for row in Handlers::new(&Config::default()).rows() {
         out.push_str("- ");
         out.push_str(&row);
         out.push('\n');
@@ -362,9 +481,11 @@ pub fn markdown() -> String {
 
 /// Must nothing else happen until this request is over?
 pub(crate) fn runs_alone(handler: &Handler, request: &Request) -> bool {
-    handler
+    let changes = handler
         .change
-        .is_some_and(|change| change(request).is_some())
+        .is_some_and(|change| change(request).is_some());
+    // Under the key of the stanza, which has to reach the log in its order.
+    changes || request.item.as_ref().is_some_and(|item| !item.ephemeral)
 }
 
 /// Runs a request.
@@ -399,17 +520,22 @@ pub(crate) async fn run(handler: Handler, request: Request) -> Handled {
 
 async fn answer(
     handler: Handler,
-    request: Request,
+    mut request: Request,
     gateway: &Gateway,
     identity: &Identity,
 ) -> Result<Outcome, StanzaError> {
-    let fits = match handler.verb {
-        Verb::Any => true,
-        Verb::Get => !request.is_set(),
-        Verb::Set => request.is_set(),
-    };
-    if !fits {
+    if !handler.fits(request.is_set()) {
         return Err(StanzaError::new(Condition::BadRequest));
+    }
+    let denied = match request.item.take() {
+        Some(item) => admit::admit(gateway, *item, request.trace).await?,
+        None => None,
+    };
+    let scope = request.scope;
+    if let Some(error) = &denied
+        && scope != Scope::Other
+    {
+        return Err(error.clone());
     }
     if let Some(change) = handler.change.and_then(|change| change(&request)) {
         gateway
@@ -417,10 +543,16 @@ async fn answer(
             .await
             .map_err(|_| answer::outage())?;
     }
-    match handler.run {
+    let answered = match handler.run {
         Run::Now(run) => run(&request).map(Outcome::Answer),
         Run::Ask(run) => run(request).await.map(Outcome::Answer),
         Run::Page(run) => run(request).await.map(Outcome::Page),
+    };
+    match denied {
+        // Whoever is absent or behind a wall is looked up all the same, and nothing of it is said:
+        // neither time nor an outage tells them from others.
+        Some(error) if !matches!(&answered, Err(said) if *said == answer::outage()) => Err(error),
+        _ => answered,
     }
 }
 
@@ -456,7 +588,15 @@ mod tests {
         let expected = [
             "Account Any {urn:ietf:params:xml:ns:xmpp-bind}bind",
             "Account Any {jabber:iq:roster}query",
+            "Account Any {jabber:iq:private}query",
             "Account Any {jabber:iq:register}query",
+            "Account Any {vcard-temp}vCard",
+            "Account Get {jabber:iq:last}query",
+            "Other Get {jabber:iq:last}query",
+            "Other Get {vcard-temp}vCard",
+            "Server Any {jabber:iq:search}query",
+            "Server Set {http://jabber.org/protocol/commands}command",
+            "Server Get {jabber:iq:last}query",
             "Server Any {jabber:iq:register}query",
             "Account Get {http://jabber.org/protocol/disco#info}query",
             "Account Get {http://jabber.org/protocol/disco#items}query",
@@ -485,7 +625,24 @@ mod tests {
         ];
         let mut expected: Vec<String> = expected.iter().map(|row| (*row).to_owned()).collect();
         expected.sort();
-        assert_eq!(Handlers::without(&[]).rows(), expected);
+        assert_eq!(Handlers::standard().rows(), expected);
+    }
+
+    #[test]
+    fn what_is_off_is_not_there() {
+        let off = Handlers::new(&Config {
+            features_off: vec!["search".to_owned()],
+            ..Config::default()
+        });
+        let on = Handlers::standard();
+        for (handlers, expected) in [(&off, false), (&on, true)] {
+            let found = handlers.find(Scope::Server, ns::SEARCH, "query");
+            assert_eq!(found.is_some(), expected);
+            let shown = handlers.features(Scope::Server).any(|f| f == ns::SEARCH);
+            assert_eq!(shown, expected);
+            assert_eq!(handlers.is_on("search"), expected);
+        }
+        assert_ne!(off.caps("a.test"), on.caps("a.test"));
     }
 
     #[test]
@@ -498,8 +655,8 @@ mod tests {
 
     #[test]
     fn the_stream_advertises_what_is_there() {
-        let handlers = Handlers::without(&[]);
-        let features = handlers.stream_features();
+        let handlers = Handlers::standard();
+        let features = handlers.stream_features("a.test");
         for part in [
             "xmpp-bind'",
             "xmpp-session'><optional/>",
@@ -510,6 +667,24 @@ mod tests {
         ] {
             assert!(features.contains(part), "{part} in {features}");
         }
-        assert!(features.contains(&handlers.caps));
+        assert!(features.contains(handlers.caps("a.test")));
+    }
+
+    #[test]
+    fn a_domain_with_contacts_has_capabilities_of_its_own() {
+        let mut config = Config::default();
+        let contacts = Contacts {
+            abuse: vec!["mailto:a@b.test".into()],
+            ..Contacts::default()
+        };
+        config.contacts.insert("b.test".into(), contacts);
+        config.contacts.insert("c.test".into(), Contacts::default());
+        let handlers = Handlers::new(&config);
+        assert_ne!(handlers.caps("b.test"), handlers.caps("a.test"));
+        assert_eq!(handlers.caps("c.test"), handlers.caps("a.test"));
+        assert!(handlers.contacts("b.test").is_some());
+        assert!(handlers.contacts("c.test").is_none());
+        let features = handlers.stream_features("b.test");
+        assert!(features.contains(handlers.caps("b.test")));
     }
 }

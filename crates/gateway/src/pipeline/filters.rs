@@ -80,13 +80,16 @@ pub(crate) fn presence(inbound: &mut Inbound<'_>) -> Flow {
     }
 }
 
-/// IQs to the server or the own account.
+/// IQs to the server or the own account, and those that are answered on behalf of others.
 pub(crate) fn handlers(inbound: &mut Inbound<'_>) -> Flow {
     let Some(header) = &inbound.header else {
         return Flow::Pass;
     };
     let Some(scope) = scope(inbound, header) else {
-        return others_archive(inbound, header);
+        return match others_archive(inbound, header) {
+            Flow::Pass => on_behalf(inbound, header),
+            refused => refused,
+        };
     };
     match header.type_ {
         StanzaType::Iq(IqType::Get | IqType::Set) => {
@@ -97,7 +100,7 @@ pub(crate) fn handlers(inbound: &mut Inbound<'_>) -> Flow {
                     .find(scope, &payload.ns, &payload.name)
             });
             match handler {
-                Some(handler) => Flow::Take(Work::Handle(handler)),
+                Some(handler) => Flow::Take(Work::Handle(handler, scope)),
                 // RFC 6120 §8.4
                 None => Flow::Bounce(StanzaError::new(Condition::ServiceUnavailable)),
             }
@@ -132,6 +135,27 @@ fn others_archive(inbound: &Inbound<'_>, header: &StanzaHeader) -> Flow {
     }
 }
 
+/// RFC 6121 §8.5.2: an IQ request to another account's bare JID is the server's to answer, where it
+/// knows how; what it does not know is routed, to nobody.
+fn on_behalf(inbound: &Inbound<'_>, header: &StanzaHeader) -> Flow {
+    let (StanzaType::Iq(type_ @ (IqType::Get | IqType::Set)), Some(to), Some(payload)) =
+        (header.type_, &header.to, &header.iq_payload)
+    else {
+        return Flow::Pass;
+    };
+    let bare = to.node().is_some() && to.resource().is_none();
+    if !bare || !inbound.ground.is_local(to.domain().as_str()) {
+        return Flow::Pass;
+    }
+    let handlers = inbound.ground.handlers;
+    match handlers.find(Scope::Other, &payload.ns, &payload.name) {
+        Some(handler) if handler.fits(type_ == IqType::Set) => {
+            Flow::Take(Work::Handle(handler, Scope::Other))
+        }
+        _ => Flow::Pass,
+    }
+}
+
 /// The end of the filters.
 pub(crate) fn route(_: &mut Inbound<'_>) -> Flow {
     Flow::Take(Work::Route)
@@ -163,7 +187,7 @@ mod tests {
 
     fn verdict(xml: &str) -> String {
         let identity = Identity::example("alice@a.test", "desk");
-        let handlers = Handlers::without(&[]);
+        let handlers = Handlers::standard();
         let domains = ["a.test".to_owned(), "b.test".to_owned()];
         let ground = Ground {
             identity: &identity,
@@ -186,7 +210,7 @@ mod tests {
             Flow::Done => "done".into(),
             Flow::Bounce(error) => format!("bounce {}", error.condition.as_str()),
             Flow::End(error) => format!("end {}", error.condition.as_str()),
-            Flow::Take(Work::Handle(_)) => "handle".into(),
+            Flow::Take(Work::Handle(_, scope)) => format!("handle {scope:?}"),
             Flow::Take(Work::OwnPresence) => "own presence".into(),
             Flow::Take(Work::DirectedPresence) => "directed presence".into(),
             Flow::Take(Work::Subscription(act)) => format!("subscription {}", act.as_str()),
@@ -241,11 +265,11 @@ mod tests {
             ("<presence type='x'/>", "bounce bad-request"),
             (
                 "<iq type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>",
-                "handle",
+                "handle Account",
             ),
             (
                 "<iq type='get' id='1' to='b.test'><ping xmlns='urn:xmpp:ping'/></iq>",
-                "handle",
+                "handle Server",
             ),
             (
                 "<iq type='get' id='1' to='c.test'><ping xmlns='urn:xmpp:ping'/></iq>",
@@ -258,6 +282,30 @@ mod tests {
             (
                 "<iq type='get' id='1' to='alice@a.test/desk'><ping xmlns='urn:xmpp:ping'/></iq>",
                 "route -0",
+            ),
+            (
+                "<iq type='get' id='1' to='bob@b.test'><vCard xmlns='vcard-temp'/></iq>",
+                "handle Other",
+            ),
+            (
+                "<iq type='set' id='1' to='bob@a.test'><vCard xmlns='vcard-temp'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='get' id='1' to='bob@a.test/r'><vCard xmlns='vcard-temp'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='get' id='1' to='bob@c.test'><vCard xmlns='vcard-temp'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='result' id='1' to='bob@a.test'><vCard xmlns='vcard-temp'/></iq>",
+                "route -0",
+            ),
+            (
+                "<iq type='get' id='1' to='alice@a.test'><vCard xmlns='vcard-temp'/></iq>",
+                "handle Account",
             ),
             (
                 "<iq type='get' id='1'><x xmlns='urn:unknown'/></iq>",

@@ -13,7 +13,7 @@ use chancery_xml::Element;
 use chancery_xmpp::subscription::Act;
 use chancery_xmpp::{StanzaError, StanzaHeader, StreamError};
 
-use crate::iq::{Handler, Handlers};
+use crate::iq::{Handler, Handlers, Scope};
 use crate::session::identity::Identity;
 
 /// What the filters may look at.
@@ -52,8 +52,8 @@ pub(crate) enum Flow {
 /// What the window does with a stanza.
 #[derive(Clone, Copy)]
 pub(crate) enum Work {
-    /// An IQ to the server or the own account.
-    Handle(Handler),
+    /// An IQ that the server answers.
+    Handle(Handler, Scope),
     /// The session's own presence, a broadcast.
     OwnPresence,
     /// Presence addressed to somebody.

@@ -82,6 +82,16 @@ pub(crate) fn item(
     }
 }
 
+/// The same, recorded even if it would be exempt: it says something by being there.
+pub(crate) fn always(item: AppendItem, key: Key) -> AppendItem {
+    AppendItem {
+        sm_id: Bytes::copy_from_slice(&key.sm_id),
+        count: key.count,
+        ephemeral: false,
+        ..item
+    }
+}
+
 /// The wire's word for a kind.
 pub(crate) fn kind(kind: xmpp::Kind) -> Kind {
     match kind {

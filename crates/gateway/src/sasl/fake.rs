@@ -140,6 +140,22 @@ impl Directory for FakeDirectory {
         Err(ApiError::denied("not in this test"))
     }
 
+    async fn administrator(
+        &self,
+        _: &Cx,
+        _: AdministratorRequest,
+    ) -> Result<AdministratorResponse, ApiError> {
+        Err(ApiError::denied("not in this test"))
+    }
+
+    async fn administer(
+        &self,
+        _: &Cx,
+        _: AdministerRequest,
+    ) -> Result<AdministerResponse, ApiError> {
+        Err(ApiError::denied("not in this test"))
+    }
+
     async fn import_accounts(
         &self,
         _: &Cx,
@@ -153,6 +169,10 @@ impl Directory for FakeDirectory {
         _: &Cx,
         _: ListAccountsRequest,
     ) -> Result<ListAccountsResponse, ApiError> {
+        Err(ApiError::denied("not in this test"))
+    }
+
+    async fn search(&self, _: &Cx, _: SearchRequest) -> Result<SearchResponse, ApiError> {
         Err(ApiError::denied("not in this test"))
     }
 

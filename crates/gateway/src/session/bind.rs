@@ -100,8 +100,9 @@ struct Unbound {
 
 impl Unbound {
     async fn run(&mut self) -> Result<Arc<Handle>, Over> {
-        let registered = self.gateway.handlers.stream_features();
-        let features = features::after_auth(registered, self.gateway.config.stanza_bytes);
+        let domain = self.account.domain().as_str();
+        let registered = self.gateway.handlers.stream_features(domain);
+        let features = features::after_auth(&registered, self.gateway.config.stanza_bytes);
         self.transport()?.queue(features.as_bytes());
         for _ in 0..ATTEMPTS {
             self.flush().await?;

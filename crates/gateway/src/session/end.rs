@@ -11,12 +11,13 @@ use bytes::Bytes;
 use chancery_api::Kind;
 use chancery_api::archive::{AppendItem, DetachSession, attach_down};
 use chancery_xml::{Limits, scan};
-use chancery_xmpp::{StanzaHeader, exempt};
+use chancery_xmpp::{StanzaHeader, StreamCondition, exempt};
 
 use super::Session;
 use super::identity::Identity;
 use super::inbox::Event;
 use super::outgoing::Source;
+use crate::iq::last;
 use crate::pipeline::answer;
 use crate::pipeline::decide::{Question, allows};
 use crate::presence;
@@ -50,8 +51,12 @@ impl Session {
         self.tell(attach_down::Item::Detach(DetachSession {
             session: identity.number,
         }));
-        let seen = self.own.as_ref().is_some_and(|own| own.is_available())
-            || !identity.followed.lock().directed.is_empty();
+        let available = self.own.as_ref().is_some_and(|own| own.is_available());
+        let cut_off = ending
+            .as_ref()
+            .and_then(|ending| ending.error.as_ref())
+            .is_some_and(|error| error.condition == StreamCondition::NotAuthorized);
+        let seen = available || !identity.followed.lock().directed.is_empty();
         let Self {
             gateway,
             handle,
@@ -82,6 +87,10 @@ impl Session {
             gateway.sessions.leave(&identity);
             if seen {
                 presence::gone(&gateway, &identity).await;
+            }
+            // Whoever has a deleted account's name next was never here.
+            if available && !cut_off {
+                last::note(&gateway, &identity, "").await;
             }
             requests.truncate(UNANSWERED);
             for request in requests {

@@ -424,6 +424,13 @@ pub(crate) struct PresenceHandle(pub(crate) Arc<FakePresence>);
 
 #[async_trait]
 impl Presence for PresenceHandle {
+    async fn sessions(
+        &self,
+        _: &Cx,
+        _: presence::SessionsRequest,
+    ) -> Reply<presence::SessionsResponse> {
+        no()
+    }
     fn publish(&self, peer: LanePeer) -> Lane<PublishItem, PublishAnswer> {
         Lane::local(Arc::new(Publish(Arc::clone(&self.0))), peer)
     }
@@ -559,6 +566,12 @@ impl Directory for FakeDirectory {
     ) -> Reply<ChangePasswordResponse> {
         no()
     }
+    async fn administrator(&self, _: &Cx, _: AdministratorRequest) -> Reply<AdministratorResponse> {
+        no()
+    }
+    async fn administer(&self, _: &Cx, _: AdministerRequest) -> Reply<AdministerResponse> {
+        no()
+    }
     async fn import_accounts(
         &self,
         _: &Cx,
@@ -567,6 +580,9 @@ impl Directory for FakeDirectory {
         no()
     }
     async fn list_accounts(&self, _: &Cx, _: ListAccountsRequest) -> Reply<ListAccountsResponse> {
+        no()
+    }
+    async fn search(&self, _: &Cx, _: SearchRequest) -> Reply<SearchResponse> {
         no()
     }
     async fn change_group(&self, _: &Cx, _: ChangeGroupRequest) -> Reply<ChangeGroupResponse> {

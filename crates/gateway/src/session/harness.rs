@@ -11,6 +11,7 @@ use chancery_xml::{Frame, Framer, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::fake_pubsub::FakePubsub;
 use super::fakes::{
     ArchiveHandle, FakeArchive, FakeDirectory, FakePolicy, FakePresence, FakeRoster, PolicyHandle,
     PresenceHandle,
@@ -61,6 +62,7 @@ impl Server {
             directory: Arc::clone(&directory) as _,
             roster: Arc::new(FakeRoster::default()),
             presence: Arc::new(PresenceHandle(Arc::clone(&presence))),
+            pubsub: Arc::new(FakePubsub::default()),
             policy: Arc::new(PolicyHandle(Arc::clone(&policy))),
             archive: Arc::new(ArchiveHandle(Arc::clone(&archive))),
             clock: Clock::real(),

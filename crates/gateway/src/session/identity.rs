@@ -71,6 +71,10 @@ pub(crate) struct Followed {
     pub(crate) interested: bool,
     /// When it may change the password again.
     pub(crate) password_after: Option<Instant>,
+    /// Commands that wait for their form: their ids and nodes (XEP-0050).
+    pub(crate) commands: Vec<(String, &'static str)>,
+    /// When it may search the directory again.
+    pub(crate) search_after: Option<Instant>,
     /// Whom it has sent directed presence to.
     pub(crate) directed: BTreeSet<Box<str>>,
     /// Has asked for the presence of those it hears since it became available.

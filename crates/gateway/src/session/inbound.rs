@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::window::{Effect, Shard};
 use super::{DRAIN_LIMIT, OWED_AGAIN, Session};
-use crate::iq;
+use crate::iq::{self, Scope};
 use crate::pipeline::answer::End;
 use crate::pipeline::decide::{Question, Undecided};
 use crate::pipeline::record::{self, Key};
@@ -124,11 +124,25 @@ impl Session {
         let Some(header) = header else { return };
         let identity = Arc::clone(&self.handle.identity);
         match work {
-            Work::Handle(handler) => {
+            Work::Handle(handler, scope) => {
+                let published =
+                    handler.publishes() && element.header.type_.as_deref() == Some("set");
+                let item = (published || scope == Scope::Other).then(|| {
+                    let item = self.item(&element, &header, &removed);
+                    let item = if published {
+                        record::always(item, self.key())
+                    } else {
+                        item
+                    };
+                    Box::new(item)
+                });
                 let request = iq::Request {
                     gateway: Arc::clone(&self.gateway),
                     identity,
                     element,
+                    scope,
+                    to: header.to,
+                    item,
                     trace,
                 };
                 if iq::runs_alone(&handler, &request) {

@@ -446,6 +446,8 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
 #[cfg(test)]
 mod archive_tests;
 #[cfg(test)]
+mod fake_pubsub;
+#[cfg(test)]
 mod fakes;
 #[cfg(test)]
 mod fault_tests;

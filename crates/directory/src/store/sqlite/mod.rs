@@ -144,6 +144,28 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn begin(
+        &self,
+        domain: String,
+        prefix: String,
+        after: String,
+        limit: usize,
+    ) -> Result<Vec<Account>, StoreError> {
+        self.readers
+            .call(move |db| {
+                // Both bounds, so that the index ends the search: no localpart has U+10FFFF.
+                let mut query = db.prepare_cached(&format!(
+                    "{ACCOUNT} WHERE domain = ?1 AND localpart >= ?2 \
+                     AND localpart < ?2 || char(1114111) AND localpart > ?3 AND state = 1 \
+                     ORDER BY localpart LIMIT ?4"
+                ))?;
+                let limit = number(limit as u64);
+                let rows = query.query_map(params![domain, prefix, after, limit], account)?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
     async fn groups(&self, domain: String) -> Result<Vec<Group>, StoreError> {
         self.readers.call(move |db| groups(db, Some(&domain))).await
     }

@@ -1,0 +1,103 @@
+//! G2 of the hostile inputs: what must not be told apart is compared byte for byte. A colleague behind
+//! a wall, one that is disabled, one that never was: the same answers, to every question.
+
+use anyhow::{Result, ensure};
+use chancery_testkit::client::Client;
+use chancery_testkit::server::{Server, Shape};
+
+use crate::play::play;
+
+/// Questions that the server may answer on behalf of an account, and some that it never does.
+const QUESTIONS: &[&str] = &[
+    "type='get'><vCard xmlns='vcard-temp'/>",
+    "type='get'><vCard xmlns='vcard-temp' prodid='more than a question'/>",
+    "type='set'><vCard xmlns='vcard-temp'><FN>Mallory</FN></vCard>",
+    "type='get'><query xmlns='jabber:iq:last'/>",
+    "type='set'><query xmlns='jabber:iq:last'/>",
+    "type='get'><query xmlns='jabber:iq:private'><x xmlns='u:x'/></query>",
+    "type='set'><query xmlns='jabber:iq:private'><x xmlns='u:x'>1</x></query>",
+    "type='get'><query xmlns='jabber:iq:roster'/>",
+    "type='get'><query xmlns='jabber:iq:search'/>",
+    "type='get'><query xmlns='jabber:iq:version'/>",
+    "type='get'><query xmlns='http://jabber.org/protocol/disco#info'/>",
+    "type='get'><query xmlns='http://jabber.org/protocol/disco#items'/>",
+];
+
+const WALL: &str = "[[wall]]\nname = \"w\"\nbetween = [\"research\", \"trading\"]\nkind = \"";
+
+#[test]
+fn the_walled_and_the_absent_are_answered_alike_in_one() {
+    play(Shape::One, &["alice", "bob", "gone"], async |server| {
+        alike(server).await
+    });
+}
+
+#[test]
+fn the_walled_and_the_absent_are_answered_alike_in_many() {
+    play(Shape::Many, &["alice", "bob", "gone"], async |server| {
+        alike(server).await
+    });
+}
+
+async fn alike(server: &mut Server) -> Result<()> {
+    for (group, member) in [("research", "alice"), ("trading", "bob")] {
+        let jid = format!("{member}@{}", server.domain());
+        server.must(&["group", "create", group], "")?;
+        server.must(&["group", "add", group, &jid], "")?;
+    }
+    let gone = format!("gone@{}", server.domain());
+    server.must(&["user", "disable", &gone], "")?;
+    // Subscribed to each other, there, and with something to show.
+    server.introduce("alice", "bob")?;
+    let mut alice = server.client("alice", "a", 0).await?;
+    alice.send("<presence/>").await?;
+    let vcard = "<vCard xmlns='vcard-temp'><FN>Alice</FN></vCard>";
+    let set = alice.query("set", vcard).await?;
+    ensure!(set.header.type_.as_deref() == Some("result"), "{set:?}");
+
+    let mut bob = server.client("bob", "b", 1).await?;
+    let alices = format!("alice@{}", server.domain());
+    let nobody = format!("nobody@{}", server.domain());
+    let before = answers(&mut bob, &alices).await?;
+    ensure!(before[0].contains("<FN>Alice</FN>"), "{}", before[0]);
+    for kind in ["concealed", "open"] {
+        let policy = format!("{WALL}{kind}\"\ntext = \"t\"\n");
+        server.must(&["policy", "apply", "-"], &policy)?;
+        bob.until_marker().await?;
+        let walled = answers(&mut bob, &alices).await?;
+        for other in [&nobody, &gone] {
+            let absent = answers(&mut bob, other).await?;
+            for (at, question) in QUESTIONS.iter().enumerate() {
+                ensure!(
+                    walled[at] == absent[at],
+                    "{kind}, {question}:\n{}\n{}",
+                    walled[at],
+                    absent[at]
+                );
+                ensure!(
+                    walled[at].contains("<service-unavailable "),
+                    "{}",
+                    walled[at]
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The answers, with the address that was asked taken out.
+async fn answers(client: &mut Client, to: &str) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for question in QUESTIONS {
+        client
+            .send(format!("<iq id='same' to='{to}' {question}</iq>"))
+            .await?;
+        let answer = client
+            .wait(|e| &*e.header.name == "iq" && e.header.id.as_deref() == Some("same"))
+            .await?;
+        let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+        ensure!(text.contains(to), "{text}");
+        all.push(text.replace(to, "WHO"));
+    }
+    Ok(all)
+}
