@@ -117,6 +117,10 @@ async fn bounce(gateway: &Gateway, identity: &Identity, request: &Bytes) {
     let Some(requester) = original.header.from.clone() else {
         return;
     };
+    if *requester == *identity.full {
+        // Who asked is gone too; another session may have the address by now.
+        return;
+    }
     let error = answer::absent();
     let Some(reply) = error.reply(&original, Some(&identity.full), Some(&requester)) else {
         return;
