@@ -343,7 +343,12 @@ pub(crate) async fn run(handler: Handler, request: Request) -> Handled {
             match page.turn {
                 None => handled.reply = Some(bytes),
                 Some(turn) => {
-                    let answer = Answered { bytes, _turn: turn };
+                    let outage = answer::outage().reply(&element, None, Some(&identity.full));
+                    let answer = Answered {
+                        bytes,
+                        outage: outage.unwrap_or_default(),
+                        _turn: turn,
+                    };
                     handled.page = page.before;
                     handled.page.push(Source::Answer(Arc::new(answer)));
                 }
