@@ -82,6 +82,10 @@ impl With {
         })
     }
 
+    fn is_full(&self) -> bool {
+        self.jid.len() > self.bare
+    }
+
     fn may_match(&self, entry: Entry) -> bool {
         let wanted = if entry.has(Entry::SENT) {
             self.sent
@@ -93,7 +97,7 @@ impl With {
 
     /// XEP-0313 §4.1.1: a bare JID stands for every resource.
     fn matches(&self, other_side: &str) -> bool {
-        if self.jid.len() > self.bare {
+        if self.is_full() {
             return other_side == self.jid;
         }
         bare_len(other_side).and_then(|at| other_side.get(..at)) == Some(self.jid.as_str())
@@ -372,7 +376,7 @@ impl<L: LogReader> Query<'_, L> {
     }
 
     /// How many messages the set has, and how many of them come before `first`; `None` where that
-    /// takes a look at more entries than `limit`. Where a peer is asked for, two who share their
+    /// takes a look at more entries than `limit`, or at records. Where a peer is asked for, two who share their
     /// bits are counted as one: XEP-0059 lets a count be approximate.
     fn count(
         &self,
@@ -380,6 +384,10 @@ impl<L: LogReader> Query<'_, L> {
         first: Option<&u64>,
         limit: usize,
     ) -> Result<Option<(u64, u64)>, QueryError> {
+        // Rows do not tell one resource from another.
+        if self.with.as_ref().is_some_and(With::is_full) {
+            return Ok(None);
+        }
         let (mut count, mut index, mut scanned, mut span) = (0, 0, 0, set);
         loop {
             let chunk = self.next(span, false, CHUNK_ENTRIES.min(limit + 1))?;

@@ -549,5 +549,8 @@ impl<S: PresenceStore> Registry<S> {
 }
 
 #[cfg(test)]
+#[path = "registry_property_tests.rs"]
+mod property_tests;
+#[cfg(test)]
 #[path = "registry_tests.rs"]
 mod tests;

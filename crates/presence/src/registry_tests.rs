@@ -1,19 +1,17 @@
 //! Every act: state, who hears what, bounds, and what a lost gateway misses.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::store::MemoryPresenceStore;
 
 const ALICE: &str = "alice@example.org/phone";
 const BOB: &str = "bob@example.org/desk";
 
-struct Case {
-    registry: Registry<MemoryPresenceStore>,
+pub(super) struct Case {
+    pub(super) registry: Registry<MemoryPresenceStore>,
 }
 
-fn item(act: Act, session: u64, from: &str, targets: &[&str]) -> PublishItem {
+pub(super) fn item(act: Act, session: u64, from: &str, targets: &[&str]) -> PublishItem {
     PublishItem {
         act: act.into(),
         session,
@@ -51,14 +49,14 @@ fn available_sessions_are_found_by_account_and_by_domain() {
 }
 
 impl Case {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut registry = Registry::new(MemoryPresenceStore::default(), 100);
         registry.reach(&"gw1".into(), Some(1));
         registry.reach(&"gw2".into(), Some(1));
         Self { registry }
     }
 
-    fn act(&mut self, gateway: &str, item: &PublishItem) -> Effects {
+    pub(super) fn act(&mut self, gateway: &str, item: &PublishItem) -> Effects {
         self.registry.act(&gateway.into(), 1, item)
     }
 
@@ -531,74 +529,4 @@ fn an_envelope_that_was_not_sent_is_missed() {
     case.registry.missed(gateway, up);
     let effects = case.act("gw1", &item(Act::Resync, 2, BOB, &[]));
     assert_eq!(short(&effects), ["gw1 carol@example.org/x! > [2]"]);
-}
-
-fn acts() -> impl Strategy<Value = Vec<(i32, bool, u64, usize, Vec<usize>, bool)>> {
-    let one = (
-        0..7i32,
-        any::<bool>(),
-        1..4u64,
-        0..5usize,
-        prop::collection::vec(0..7usize, 0..4),
-        any::<bool>(),
-    );
-    prop::collection::vec(one, 0..60)
-}
-
-proptest! {
-    /// Whoever was sent presence of a session, and is still there, is told when the session ends.
-    #[test]
-    fn nobody_is_left_with_a_ghost(acts in acts()) {
-        const FULL: [&str; 5] = ["a@x/1", "a@x/2", "b@x/1", "c@x/1", "c@x/2/3"];
-        const TARGETS: [&str; 7] = ["a@x", "b@x", "c@x", "a@x/1", "c@x/2/3", "", "/"];
-        let mut case = Case::new();
-        // By receiver (gateway, session): whom it believes to be available.
-        let mut believes: HashMap<(Arc<str>, u64), HashSet<String>> = HashMap::new();
-        let note = |believes: &mut HashMap<(Arc<str>, u64), HashSet<String>>, effects: &Effects| {
-            for (gateway, up) in &effects.deliveries {
-                for session in &up.sessions {
-                    let seen = believes.entry((Arc::clone(gateway), *session)).or_default();
-                    if up.unavailable {
-                        seen.remove(&up.from);
-                    } else {
-                        seen.insert(up.from.clone());
-                    }
-                }
-            }
-        };
-        for (act, second, session, full, targets, unavailable) in acts {
-            // A probe answers once; what follows it is the broadcast's affair.
-            let act = Act::try_from(act).unwrap();
-            if act == Act::Probe { continue; }
-            let gateway = if second { "gw2" } else { "gw1" };
-            let targets: Vec<&str> = targets.into_iter().map(|n| TARGETS[n]).collect();
-            let mut item = item(act, session, FULL[full], &targets);
-            item.unavailable = unavailable;
-            let key = SessionKey { gateway: gateway.into(), session };
-            if case.registry.store.get(&key).is_none_or(|known| *known.full != *item.from) {
-                // Another client now, which has seen nothing.
-                believes.remove(&(gateway.into(), session));
-            }
-            let effects = case.act(gateway, &item);
-            note(&mut believes, &effects);
-        }
-        for gateway in ["gw1", "gw2"] {
-            let there: Vec<(SessionKey, Arc<str>)> = case.registry.store.of_gateway(gateway).into_iter()
-                .map(|key| { let full = Arc::clone(&case.registry.store.get(&key).unwrap().full); (key, full) })
-                .collect();
-            for (key, full) in there {
-                let effects = case.act(gateway, &item(Act::Unavailable, key.session, &full, &[]));
-                note(&mut believes, &effects);
-                for other in ["gw1", "gw2"] {
-                    for receiver in case.registry.store.of_gateway(other) {
-                        // One that is not available itself was not told on purpose.
-                        let available = case.registry.store.get(&receiver).unwrap().said.is_some();
-                        let seen = believes.get(&(Arc::clone(&receiver.gateway), receiver.session));
-                        let ghost = seen.is_some_and(|seen| seen.contains(&*full));
-                        prop_assert!(!available || !ghost, "{receiver:?} still sees {full}");
-                    }
-                }
-            }
-        }
-    }
 }

@@ -325,7 +325,7 @@ mod tests {
             ),
             (
                 "<iq type='set' id='1' to='alice@a.test'><query xmlns='urn:xmpp:mam:2'/></iq>",
-                "handle",
+                "handle Account",
             ),
             ("<iq type='result' id='1'/>", "done"),
             ("<iq type='error' id='1' to='a.test'/>", "done"),

@@ -278,6 +278,40 @@ async fn a_wall_that_comes_while_a_page_waits_hides_the_rest_of_it() {
     assert!(next.contains("<fin"), "{next}");
 }
 
+/// A page that waits is not held until policy is back: who asked is told, and may ask again.
+#[tokio::test]
+async fn a_page_is_given_up_when_policy_goes_out_of_reach() {
+    let config = Config {
+        sm_queue_stanzas: 4,
+        ..Config::default()
+    };
+    let server = Server::with(config).await;
+    let mut alice = server.login("alice@a.test", "desk").await;
+    alice.send("<enable xmlns='urn:xmpp:sm:3'/>").await;
+    alice.expect(&["<enabled"]).await;
+    let message = |n| archived(&format!("m{n}"), "alice@a.test/desk", "bob@a.test", 1);
+    holds(&server, [page((0..20).map(message).collect())]);
+    alice.send(QUERY).await;
+    for n in 0..4 {
+        wait_for(&mut alice, &format!("id='m{n}'")).await;
+    }
+    *server.policy.silent.lock() = true;
+    server.gateway.policy.lost();
+    alice.send("<a xmlns='urn:xmpp:sm:3' h='4'/>").await;
+    let next = wait_for(&mut alice, "<iq").await;
+    assert!(
+        next.contains("id='q'") && next.contains("resource-constraint"),
+        "{next}"
+    );
+    // The turn is free again: the next query has its own answer.
+    alice.send(&QUERY.replace("'q'", "'r'")).await;
+    let next = wait_for(&mut alice, "<iq").await;
+    assert!(
+        next.contains("id='r'") && next.contains("resource-constraint"),
+        "{next}"
+    );
+}
+
 /// The next stanza, which has to hold this.
 async fn wait_for(client: &mut Client, part: &str) -> String {
     loop {

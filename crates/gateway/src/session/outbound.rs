@@ -91,7 +91,7 @@ impl Session {
         let gateway = Arc::clone(&self.gateway);
         if !gateway.policy.is_followed(gateway.clock.monotonic()) {
             // There may be a newer version: everything waits until policy is heard of again.
-            return progress;
+            return progress | self.give_up_page();
         }
         let handle = Arc::clone(&self.handle);
         let reader = handle.identity.reader();
@@ -124,6 +124,19 @@ impl Session {
             progress = true;
         }
         progress
+    }
+
+    /// Whoever asked for a page does not wait for policy: a query may be asked again.
+    fn give_up_page(&mut self) -> bool {
+        let full = self.management.as_ref().is_some_and(|sm| sm.is_full());
+        if full || !self.connection.has_room() {
+            return false;
+        }
+        let Some(outage) = self.outgoing.give_up_page() else {
+            return false;
+        };
+        self.write_stanza(outage);
+        true
     }
 
     fn write_source(&mut self, source: &Source) {

@@ -47,6 +47,8 @@ pub(crate) struct Archived {
 #[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) bytes: Bytes,
+    /// Said in its place when policy goes out of reach before its turn.
+    pub(crate) outage: Bytes,
     pub(crate) _turn: OwnedSemaphorePermit,
 }
 
@@ -304,6 +306,20 @@ impl Outgoing {
         extras.fold((0, 0), |(count, bytes), waiting| {
             (count + 1, bytes + waiting.source.size())
         })
+    }
+
+    /// Takes back what was not written of a page; gives the answer in its place.
+    pub(crate) fn give_up_page(&mut self) -> Option<Bytes> {
+        let answer = self
+            .waiting
+            .iter()
+            .find_map(|waiting| match &waiting.source {
+                Source::Answer(answered) => Some(answered.outage.clone()),
+                _ => None,
+            })?;
+        self.waiting
+            .retain(|waiting| !matches!(waiting.source, Source::Archived(_) | Source::Answer(_)));
+        Some(answer)
     }
 
     /// Entries that wait here.
