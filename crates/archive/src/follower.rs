@@ -68,6 +68,12 @@ impl Follower {
         }
     }
 
+    /// Whether an open entry comes to it by catching up.
+    pub(crate) fn will_read(&self, number: u64) -> bool {
+        let catch_up = self.lag.as_ref().and_then(|lag| lag.catch_up);
+        self.receives() && catch_up.is_some_and(|c| c.position < number && number <= c.end)
+    }
+
     /// Whether messages to the bare JID come to it (RFC 6121 §8.5.2.1.1).
     pub(crate) fn receives(&self) -> bool {
         self.available && self.priority >= 0

@@ -437,11 +437,12 @@ impl<T> Shard<T> {
         self.hand_delayed(key, &numbers);
     }
 
+    /// Whether a session has it, or will by catching up.
     fn is_out(&self, sessions: &[FollowerKey], number: u64) -> bool {
         let has = |key| {
             self.followers
                 .get(key)
-                .is_some_and(|f: &Follower| f.out.contains(&number))
+                .is_some_and(|f: &Follower| f.out.contains(&number) || f.will_read(number))
         };
         sessions.iter().any(has)
     }
@@ -504,11 +505,13 @@ impl<T> Shard<T> {
         let Some(mailbox) = self.mailboxes.get(&follower.mailbox) else {
             return;
         };
-        let left: Vec<u64> = follower
-            .out
-            .iter()
+        // What it had not yet read back when it ended was for it too.
+        let owed = |number: &u64| follower.out.contains(number) || follower.will_read(*number);
+        let left: Vec<u64> = mailbox
+            .open
+            .keys()
             .copied()
-            .filter(|number| mailbox.open.contains_key(number))
+            .filter(owed)
             .filter(|number| !self.is_out(&mailbox.sessions, *number))
             .collect();
         if left.is_empty() || mailbox.sessions.is_empty() {

@@ -276,11 +276,12 @@ impl Play<'_> {
         }
         self.captures = captures;
         let client = if &*got.header.name == "resumed" {
-            let h = got.header.attr("h").context("no h")?.parse()?;
-            let past = past.with_context(|| format!("{whose} was not connected"))?;
+            let handled = got.header.attr("h").context("no h")?.parse()?;
+            let mut past = past.with_context(|| format!("{whose} was not connected"))?;
+            past.received = h;
             let id = self.captures.get(&format!("sm:{whose}")).cloned();
             self.captures.extend(id.map(|id| (format!("sm:{who}"), id)));
-            Client::resume(wire, past, h).await?
+            Client::resume(wire, past, handled).await?
         } else if got.is("error", "http://etherx.jabber.org/streams") {
             return Ok(());
         } else {

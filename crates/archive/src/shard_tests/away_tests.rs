@@ -85,3 +85,25 @@ fn requests_that_waited_are_handed_over_at_the_end_to_be_answered() {
     assert!(matches!(last, Some(attach_up::Item::Detached(_))));
     assert_eq!(rig.open("b@x"), [1]);
 }
+
+#[test]
+fn what_it_had_not_read_back_when_it_ended_goes_to_the_others() {
+    let mut rig = Rig::new();
+    rig.hello(1, "gw1", 1);
+    rig.attach(1, 1, "b@x/1");
+    rig.shard.stream_lost(1);
+    for _ in 0..3 {
+        rig.append(chat("a@x/1", "b@x"));
+    }
+    rig.hello(2, "gw1", 2);
+    let again = AttachSession {
+        again: true,
+        away: true,
+        ..attaching(1, "b@x/1")
+    };
+    rig.down(2, attach_down::Item::Attach(again));
+    rig.attach(2, 2, "b@x/2");
+    assert!(rig.given(2, 2).is_empty(), "they are the first one's");
+    rig.detach(2, 1);
+    assert_eq!(rig.numbers(2, 2), [1, 2, 3]);
+}

@@ -126,6 +126,8 @@ struct Held {
     own: u64,
     lagging: bool,
     unacknowledged: Vec<u64>,
+    /// Its client has no stream.
+    away: bool,
     /// Everything that it was given live, and late.
     live: Vec<u64>,
     late: Vec<u64>,
@@ -176,6 +178,7 @@ impl GatewayModel {
             let Some(held) = self.sessions.get_mut(&target.session) else {
                 continue;
             };
+            assert!(!held.away, "seed {seed}: {number} to a client that is away");
             let excused = self.restarts && target.delayed;
             let again = held.acknowledged.contains(&number) && !excused;
             assert!(
@@ -213,6 +216,7 @@ impl GatewayModel {
                 again: true,
                 position,
                 unacknowledged: held.unacknowledged.clone(),
+                away: held.away,
                 credit: 3,
                 ..attaching(*session, &held.jid)
             };
@@ -223,7 +227,7 @@ impl GatewayModel {
 }
 
 /// The link is lost at random with a part of what was on it, in both directions, while sessions
-/// lag, acknowledge, come and go: nothing comes twice to a session that acknowledged it, live
+/// lag, acknowledge, lose their clients and get them back, come and go: nothing comes twice to a session that acknowledged it, live
 /// entries come in order and once, nothing is lost.
 #[test]
 fn over_a_link_that_is_lost_at_random_everything_comes_once() {
@@ -239,6 +243,10 @@ fn over_restarts_at_random_nothing_is_lost() {
     for seed in 1..=200 {
         walk(seed, true);
     }
+}
+
+fn say_away(rig: &mut Rig, stream: u64, session: u64, away: bool) {
+    rig.down(stream, attach_down::Item::Away(Away { session, away }));
 }
 
 fn walk(seed: u64, restarts: bool) {
@@ -317,10 +325,19 @@ fn walk(seed: u64, restarts: bool) {
                     rig.credit(gateway.stream, *session, u32::try_from(count).unwrap() + 1);
                 }
             }
+            9 if dice.roll(2) == 0 => {
+                for (session, held) in &mut gateway.sessions {
+                    held.away = dice.roll(2) == 0;
+                    say_away(&mut rig, gateway.stream, *session, held.away);
+                }
+            }
             _ => rig.pass(Duration::from_millis(300)),
         }
         gateway.take(&mut rig, 0, seed);
     }
+    // After a start the mailbox may not be in memory yet.
+    rig.append(chat("a@x/1", "b@x"));
+    gateway.take(&mut rig, 0, seed);
     let open = rig.open("b@x");
     for number in rig.envelopes.keys() {
         let there = gateway.given.contains(number) || open.contains(number);
@@ -328,7 +345,11 @@ fn walk(seed: u64, restarts: bool) {
     }
     // With credit enough, whoever is there gets all that waits for it.
     let sessions: Vec<u64> = gateway.sessions.keys().copied().collect();
+    for held in gateway.sessions.values_mut() {
+        held.away = false;
+    }
     for session in &sessions {
+        say_away(&mut rig, gateway.stream, *session, false);
         rig.credit(gateway.stream, *session, 10_000);
     }
     gateway.take(&mut rig, 0, seed);

@@ -246,7 +246,13 @@ impl Unbound {
     /// Before the bind there is nothing to enable or to count, but maybe something to resume.
     async fn on_stream_management(&mut self, element: &Element) -> Result<(), Over> {
         let answer = match &*element.header.name {
-            "resume" => self.resume(element).await?,
+            "resume" => {
+                let answer = self.resume(element).await;
+                if !matches!(answer, Err(Over::Resumed)) {
+                    self.gateway.metrics.resumptions_refused.inc();
+                }
+                answer?
+            }
             "enable" | "r" | "a" => failed("unexpected-request", None),
             _ => return Err(StreamCondition::UnsupportedStanzaType.into()),
         };
@@ -258,7 +264,6 @@ impl Unbound {
     async fn resume(&mut self, element: &Element) -> Result<String, Over> {
         let gateway = Arc::clone(&self.gateway);
         let Some(h) = element.header.attr("h").and_then(|h| h.parse().ok()) else {
-            gateway.metrics.resumptions_refused.inc();
             return Ok(failed("bad-request", None));
         };
         let id = element.header.attr("previd").and_then(unhex);
@@ -267,7 +272,6 @@ impl Unbound {
             let identity = &handle.identity;
             if *identity.account != *self.account.as_str() {
                 // An id is its owner's: to anybody else it is nothing, and the owner hears nothing.
-                gateway.metrics.resumptions_refused.inc();
                 return Ok(failed("item-not-found", None));
             }
             let cut_off = gateway
@@ -281,7 +285,6 @@ impl Unbound {
                 self.offer(handle, h).await?;
             }
         }
-        gateway.metrics.resumptions_refused.inc();
         // The count that the log has is told, so that the client does not send again what is there.
         // Where the log does not say, the stream ends: without a count the client would take it that
         // nothing is there.

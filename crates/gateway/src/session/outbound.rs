@@ -191,7 +191,7 @@ impl Session {
             self.connection.queue(&bytes);
         }
         if let Some(management) = &mut self.management {
-            if management.is_full() {
+            if management.overflows_with(0, 0) {
                 // A client that asks on and on and acknowledges nothing.
                 self.end(
                     Some(chancery_xmpp::StreamError::new(

@@ -175,7 +175,7 @@ impl Session {
         let (held, held_bytes) = self.client_state.held();
         self.management
             .as_ref()
-            .is_some_and(|sm| sm.is_full_with(queued + held, queued_bytes + held_bytes))
+            .is_some_and(|sm| sm.overflows_with(queued + held, queued_bytes + held_bytes))
     }
 
     /// The outcome of a stanza is unknown: it and all behind it are forgotten and not counted, so

@@ -427,3 +427,48 @@ async fn what_is_no_entry_is_bounded_without_a_stream() {
         .until("gone", || server.gateway.sessions() == 1)
         .await;
 }
+
+#[tokio::test]
+async fn whose_client_does_not_answer_loses_its_stream_and_not_its_session() {
+    let server = Server::start().await;
+    let mut alice = server.login("alice@a.test", "desk").await;
+    let mut bob = server.resumable("bob@a.test", "phone").await;
+    say(&mut alice, "bob@a.test", "one").await;
+    bob.expect(&["<body>one</body>"]).await;
+    bob.expect(&["<r "]).await;
+    // Two minutes pass, and nothing is acknowledged.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(121)).await;
+    tokio::time::resume();
+    bob.expect(&["stream:error", "connection-timeout"]).await;
+    away(&server).await;
+    assert_eq!(server.gateway.sessions(), 2);
+    let id = bob.sm_id.clone();
+    let (mut bob, answer) = server.resume("bob@a.test", &id, 0).await;
+    assert!(answer.contains("<resumed"), "{answer}");
+    assert!(stanza(&mut bob).await.contains("<body>one</body>"));
+}
+
+#[tokio::test]
+async fn answers_of_the_server_wait_for_the_next_stream() {
+    let server = Server::start().await;
+    let mut alice = server.resumable("alice@a.test", "desk").await;
+    server.archive.state.lock().held = Some(Vec::new());
+    alice
+        .send("<iq type='get' to='bob@a.test/nowhere' id='q'><x xmlns='u'/></iq>")
+        .await;
+    server
+        .until("submitted", || server.archive.state.lock().items.len() == 1)
+        .await;
+    let id = alice.sm_id.clone();
+    drop(alice);
+    away(&server).await;
+    server.archive.release();
+    let (mut alice, answer) = server.resume("alice@a.test", &id, 0).await;
+    assert!(answer.contains("h='1'"), "{answer}");
+    let bounced = stanza(&mut alice).await;
+    assert!(
+        bounced.contains("id='q'") && bounced.contains("service-unavailable"),
+        "{bounced}"
+    );
+}

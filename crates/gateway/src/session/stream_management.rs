@@ -47,6 +47,9 @@ pub(crate) struct StreamManagement {
     /// How many at the end of the queue were not yet written to the stream there is.
     unsent: usize,
     bytes: usize,
+    /// Of the queue, what is no entry: the log's traffic is held by credit, this is not.
+    extras: usize,
+    extra_bytes: usize,
     limit_stanzas: usize,
     limit_bytes: usize,
     since_request: u32,
@@ -91,6 +94,10 @@ impl StreamManagement {
     /// A stanza was written.
     pub(crate) fn sent(&mut self, unacked: Unacked) {
         self.bytes += unacked.bytes.len();
+        if unacked.entry == 0 {
+            self.extras += 1;
+            self.extra_bytes += unacked.bytes.len();
+        }
         self.queue.push_back(unacked);
         self.since_request = self.since_request.saturating_add(1);
     }
@@ -142,14 +149,15 @@ impl StreamManagement {
         format!("<resumed xmlns='urn:xmpp:sm:3' previd='{previd}' h='{h}'/>")
     }
 
-    /// True when nothing more may be written.
+    /// True when nothing more that waits may be written.
     pub(crate) fn is_full(&self) -> bool {
-        self.is_full_with(0, 0)
+        self.queue.len() >= self.limit_stanzas || self.bytes >= self.limit_bytes
     }
 
-    /// The same, when so much more waits elsewhere.
-    pub(crate) fn is_full_with(&self, stanzas: usize, bytes: usize) -> bool {
-        self.queue.len() + stanzas >= self.limit_stanzas || self.bytes + bytes >= self.limit_bytes
+    /// True when what is no entry, with so much more that waits elsewhere, fills the queue alone:
+    /// nothing but the end of the session bounds it.
+    pub(crate) fn overflows_with(&self, stanzas: usize, bytes: usize) -> bool {
+        self.extras + stanzas >= self.limit_stanzas || self.extra_bytes + bytes >= self.limit_bytes
     }
 
     /// True when something waits for an acknowledgement.
@@ -180,7 +188,10 @@ impl StreamManagement {
         let mut entries = Vec::new();
         for unacked in self.queue.drain(..covered) {
             self.bytes -= unacked.bytes.len();
-            if unacked.entry != 0 {
+            if unacked.entry == 0 {
+                self.extras -= 1;
+                self.extra_bytes -= unacked.bytes.len();
+            } else {
                 entries.push(unacked.entry);
             }
         }
@@ -269,6 +280,23 @@ mod tests {
             ..Unacked::default()
         });
         assert!(sm.is_full());
+    }
+
+    #[test]
+    fn the_logs_traffic_does_not_overflow_it() {
+        let mut sm = StreamManagement::at(0);
+        for number in 1..=9 {
+            sm.sent(entry(number));
+        }
+        assert!(sm.is_full() && !sm.overflows_with(3, 99));
+        assert!(sm.overflows_with(4, 0) && sm.overflows_with(0, 100));
+        for _ in 0..4 {
+            sm.sent(entry(0));
+        }
+        assert!(sm.overflows_with(0, 0));
+        sm.acknowledge(10).unwrap();
+        assert!(!sm.overflows_with(0, 69));
+        assert!(sm.overflows_with(0, 70));
     }
 
     #[test]

@@ -6,13 +6,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use chancery_api::archive::EndReason;
 use chancery_api::directory::{AccountFact, AccountState};
 use parking_lot::{Mutex, RwLock};
 
 use super::identity::Identity;
 use super::inbox::{CutOff, Event, Inbox};
 
-/// Sessions that one account may have on one gateway (XEP-0205); the next bind is refused.
+/// Sessions that one account may have on one gateway (XEP-0205); the next bind ends the oldest that
+/// waits to be resumed, or is refused.
 pub(crate) const SESSIONS_PER_ACCOUNT: usize = 64;
 /// Account changes remembered, for logins that were under way when they came.
 const REMEMBERED_FACTS: usize = 10_000;
@@ -83,8 +85,16 @@ impl Sessions {
         let identity = &handle.identity;
         {
             let mut rows = self.rows.write();
-            let numbers = rows.by_account.entry(identity.account.clone()).or_default();
-            if numbers.len() >= SESSIONS_PER_ACCOUNT {
+            let Rows {
+                by_number,
+                by_account,
+                ..
+            } = &mut *rows;
+            let numbers = by_account.entry(identity.account.clone()).or_default();
+            // Those that were told to end are on their way out.
+            if numbers.len() >= 2 * SESSIONS_PER_ACCOUNT
+                || numbers.len() >= SESSIONS_PER_ACCOUNT && !make_room(by_number, numbers)
+            {
                 return Err(Refused::TooMany);
             }
             numbers.push(identity.number);
@@ -232,6 +242,16 @@ impl Sessions {
     }
 }
 
+/// Ends the oldest session that nobody uses now. False without one.
+fn make_room(by_number: &HashMap<u64, Arc<Handle>>, numbers: &[u64]) -> bool {
+    let mut away = numbers.iter().filter_map(|number| by_number.get(number));
+    let Some(oldest) = away.find(|handle| handle.away.swap(false, Ordering::Relaxed)) else {
+        return false;
+    };
+    oldest.inbox.push_urgent(Event::End(EndReason::Conflict));
+    true
+}
+
 /// Why credentials of this version no longer open a session.
 pub(crate) fn cut_off(fact: &AccountFact, credential_version: u64) -> Option<CutOff> {
     match fact.state() {
@@ -352,6 +372,28 @@ mod tests {
         let one_more = handle(&sessions, "alice@a.test");
         assert_eq!(sessions.enter(&one_more), Err(Refused::TooMany));
         sessions.enter(&handle(&sessions, "bob@a.test")).unwrap();
+    }
+
+    #[test]
+    fn whoever_waits_to_be_resumed_makes_room() {
+        let sessions = Sessions::default();
+        let all: Vec<_> = (0..SESSIONS_PER_ACCOUNT)
+            .map(|_| handle(&sessions, "alice@a.test"))
+            .collect();
+        for one in &all {
+            sessions.enter(one).unwrap();
+        }
+        for waits in [&all[7], &all[9]] {
+            waits.away.store(true, Ordering::Relaxed);
+        }
+        sessions.enter(&handle(&sessions, "alice@a.test")).unwrap();
+        assert!(matches!(all[7].inbox.pop_urgent(), Some(Event::End(_))));
+        assert!(all[9].inbox.pop_urgent().is_none(), "one for one");
+        sessions.leave(&all[7].identity);
+        sessions.enter(&handle(&sessions, "alice@a.test")).unwrap();
+        assert!(matches!(all[9].inbox.pop_urgent(), Some(Event::End(_))));
+        let one_more = handle(&sessions, "alice@a.test");
+        assert_eq!(sessions.enter(&one_more), Err(Refused::TooMany));
     }
 
     #[test]
