@@ -19,3 +19,4 @@ mod standards;
 mod tls;
 mod tokio_client;
 mod traces;
+mod walls;

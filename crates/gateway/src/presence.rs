@@ -496,9 +496,13 @@ async fn subscriptions(
     identity: &Identity,
     trace: Option<TraceContext>,
 ) -> Result<Arc<SubscriptionsResponse>, Away> {
-    if let Some(known) = identity.followed.lock().subscriptions.clone() {
-        return Ok(known);
-    }
+    let changes = {
+        let followed = identity.followed.lock();
+        if let Some(known) = &followed.subscriptions {
+            return Ok(Arc::clone(known));
+        }
+        followed.roster_changes
+    };
     let request = SubscriptionsRequest {
         owner: identity.account.to_string(),
     };
@@ -511,8 +515,7 @@ async fn subscriptions(
         .map_err(|_| Away)?;
     let answer = Arc::new(answer);
     let mut followed = identity.followed.lock();
-    if followed.interested {
-        // Pushes tell of changes from now on; without them it is asked each time.
+    if followed.roster_changes == changes {
         followed.subscriptions = Some(Arc::clone(&answer));
     }
     Ok(answer)

@@ -107,7 +107,7 @@ async fn set(request: Request) -> Answer {
         .await
         .map_err(|error| answer::api_error(&error))?;
     // What it answers is in the push.
-    request.identity.followed.lock().subscriptions = None;
+    request.identity.followed.lock().roster_changed();
     Ok(String::new())
 }
 

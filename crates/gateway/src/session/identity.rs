@@ -83,8 +83,10 @@ pub(crate) struct Followed {
     sent: u64,
     confirmed: u64,
     waiting: Option<(u64, oneshot::Sender<()>)>,
-    /// Who hears whom; kept only while roster pushes tell of changes.
+    /// Who hears whom, until a push or a notice tells of a change.
     pub(crate) subscriptions: Option<Arc<SubscriptionsResponse>>,
+    /// Changes of the roster heard of: an answer that one has overtaken is not kept.
+    pub(crate) roster_changes: u64,
     /// Has asked for the block list, and is told of its changes (XEP-0191 §3.3).
     pub(crate) wants_blocks: bool,
     /// To whom its presence was last shown, as far as policy let it.
@@ -190,6 +192,12 @@ impl Followed {
             interested: self.interested,
         };
         Some((update, wait))
+    }
+
+    /// The roster has changed.
+    pub(crate) fn roster_changed(&mut self) {
+        self.subscriptions = None;
+        self.roster_changes += 1;
     }
 
     /// Whom it has sent directed presence to.

@@ -276,13 +276,21 @@ impl Session {
             Event::Presence(presence) => self.on_delivery(Source::Presence(presence)),
             Event::End(reason) => self.on_end(reason),
             Event::Detached => {}
-            Event::Lagging(lagging, position) => self.position = lagging.then_some(position),
-            Event::LinkUp(place) => self.attach_again(place),
-            Event::PolicyChanged => self.publish_again(Why::Refresh),
+            Event::Lagging(lagging, position) => {
+                self.position = lagging.then_some(position);
+                if !lagging {
+                    self.on_roster_changed();
+                }
+            }
+            Event::LinkUp(place) => {
+                self.attach_again(place);
+                self.on_roster_changed();
+            }
+            Event::PolicyChanged => self.owe(Why::Refresh),
             Event::PolicyBack => {
                 self.owed_at = self.owed_at.map(|_| self.gateway.clock.monotonic());
             }
-            Event::Resync => self.publish_again(Why::Resync),
+            Event::Resync => self.owe(Why::Resync),
             Event::CutOff(why) => self.on_cut_off(why),
             Event::Shutdown => {
                 self.end(
@@ -367,7 +375,7 @@ impl Session {
             self.paused_until = None;
             progress = true;
         }
-        if self.owed_at.is_some_and(|at| at <= now) {
+        if self.owed_due().is_some_and(|at| at <= now) {
             self.owed_at = None;
             self.publish_owed();
             progress = true;
@@ -389,11 +397,16 @@ impl Session {
         progress
     }
 
+    /// When presence is owed; what is under way may still change what it says.
+    fn owed_due(&self) -> Option<Instant> {
+        self.owed_at.filter(|_| !self.window.is_alone())
+    }
+
     /// Pending while nothing is due; a timer exists only while something will be.
     fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
         let due = [
             self.paused_until,
-            self.owed_at,
+            self.owed_due(),
             self.ask_at,
             self.asked_at.map(|at| at + ACKNOWLEDGE_LIMIT),
             self.window.deadline(),

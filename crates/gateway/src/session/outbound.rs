@@ -33,15 +33,14 @@ impl Session {
             return;
         }
         if source.is_push() || source.is_notice() {
-            self.handle.identity.followed.lock().subscriptions = None;
-            self.publish_again(Why::Roster);
+            self.on_roster_changed();
         }
         if source.is_notice() {
             return;
         }
         if let Some(is_push) = source.is_blocks() {
             // Whom it shows itself to depends on the lists.
-            self.publish_again(Why::Refresh);
+            self.owe(Why::Refresh);
             if !is_push || !self.handle.identity.followed.lock().wants_blocks {
                 return;
             }
@@ -250,6 +249,19 @@ impl Session {
         self.publish(counted, Why::Changed);
     }
 
+    /// The roster has changed, or may have: pushes are ephemeral, and get lost with a stream to the
+    /// shard and in a long lag.
+    pub(super) fn on_roster_changed(&mut self) {
+        self.handle.identity.followed.lock().roster_changed();
+        self.owe(Why::Roster);
+    }
+
+    /// Presence is to be published again, as soon as nothing else runs alone: once for many reasons.
+    pub(super) fn owe(&mut self, why: Why) {
+        self.owed.add(why);
+        self.owed_at = Some(self.gateway.clock.monotonic());
+    }
+
     /// What could not be published is tried again.
     pub(super) fn publish_owed(&mut self) {
         for why in std::mem::take(&mut self.owed).reasons() {
@@ -258,7 +270,7 @@ impl Session {
     }
 
     /// Publishes the newest presence, for another reason than that the client has just said so.
-    pub(super) fn publish_again(&mut self, why: Why) {
+    fn publish_again(&mut self, why: Why) {
         let directed = !self.handle.identity.followed.lock().directed.is_empty();
         let available = self.own.as_ref().is_some_and(|own| own.is_available());
         let wanted = why == Why::Changed || available || directed;

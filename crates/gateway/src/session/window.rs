@@ -155,6 +155,11 @@ impl Window {
         self.push(counted, None, Step::Alone(work));
     }
 
+    /// Does something run alone, or wait to?
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone > 0
+    }
+
     /// A stanza whose end is known already.
     pub(crate) fn over(&mut self, counted: bool, element: Option<Element>, end: End) {
         self.push(counted, element, Step::Over(end));
