@@ -243,6 +243,9 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
         .update(identity, Change::Presence(Some(own.priority)))
         .await
         .map_err(|_| Away)?;
+    if !identity.followed.lock().probed {
+        subscription::requests(gateway, identity).await?;
+    }
     let item = PublishItem {
         payload: own.payload.clone(),
         priority: own.priority.into(),
@@ -266,7 +269,6 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
             own.trace,
         )
         .await?;
-        subscription::requests(gateway, identity).await?;
         identity.followed.lock().probed = true;
     }
     Ok(())
