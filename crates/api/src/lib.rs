@@ -29,7 +29,7 @@ pub use error::ApiError;
 pub use lane::{Answer, Answers, Lane, LaneError, LanePeer, LaneService};
 pub use link::Link;
 pub use roles::{Caller, Role};
-pub use watch::{Confirmations, Feeds, Followers, send_up};
+pub use watch::{Confirmations, Feeds, Followers, Watched, serve as serve_follower};
 pub use wire::api::v1::{Code, Decision, Denial, Kind, Verdict};
 
 /// The generated messages and gRPC stubs, laid out as their packages are.

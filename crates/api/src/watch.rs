@@ -1,14 +1,18 @@
 //! [`Followers`]: who follows a versioned state, and up to which version each has confirmed, so that
 //! what a person changes can return when those who act on it have it. [`Feeds`]: the changes on
-//! their way to them. It refuses to wait for any follower while a change is published.
+//! their way to them; [`serve`] sends them up. Nobody waits for any follower while a change is
+//! published.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::Link;
 
 /// Followers by name. Cheap to clone.
 #[derive(Clone, Default)]
@@ -28,6 +32,12 @@ const FOLLOWERS_LIMIT: usize = 256;
 const FEED_LIMIT: usize = 256;
 /// How long a follower may take nothing before it is let go.
 const LAG_LIMIT: Duration = Duration::from_secs(5);
+/// How long a new link may say nothing.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// How often a follower hears that its owner lives.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The longest name of a follower.
+const NAME_LIMIT_BYTES: usize = 255;
 
 /// Changes on their way to those who follow.
 pub struct Feeds<T>(Mutex<Vec<mpsc::Sender<T>>>);
@@ -69,8 +79,86 @@ impl<T: Clone> Feeds<T> {
     }
 }
 
-/// Sends one item up a link; false when the follower is gone or takes nothing.
-pub async fn send_up<T>(up: &mpsc::Sender<T>, item: T) -> bool {
+/// A versioned state that others follow.
+#[async_trait]
+pub trait Watched: Send + Sync + 'static {
+    /// What goes up: parts of a snapshot, changes, signs of life.
+    type Up: Clone + Send + 'static;
+    /// What followers say.
+    type Down: Send + 'static;
+
+    /// The follower's name, of a hello.
+    fn hello(down: Self::Down) -> Option<String>;
+    /// The version that a follower confirms.
+    fn confirmed(down: Self::Down) -> Option<u64>;
+    /// The version of what goes up.
+    fn version(up: &Self::Up) -> u64;
+    /// A sign of life: an empty, complete part with the version sent last.
+    fn alive(version: u64) -> Self::Up;
+    /// The state in parts, the last one complete, and its version; `None` when it cannot be read.
+    async fn snapshot(&self) -> Option<(u64, Vec<Self::Up>)>;
+}
+
+/// Serves one follower until either side is gone: a snapshot, then every change in the order of
+/// versions, and a sign of life each second. One that does not keep up is let go; it comes again.
+pub async fn serve<W: Watched>(
+    watched: &W,
+    followers: &Followers,
+    link: Link<W::Up, W::Down>,
+    mut changes: mpsc::Receiver<W::Up>,
+) {
+    let (up, mut down) = link.split();
+    let hello = tokio::time::timeout(HELLO_LIMIT, down.recv()).await;
+    let Some(name) = hello.ok().flatten().and_then(W::hello) else {
+        tracing::debug!("a follower said no hello");
+        return;
+    };
+    if name.is_empty() || name.len() > NAME_LIMIT_BYTES {
+        tracing::warn!("a follower has no proper name");
+        return;
+    }
+    // Before the snapshot: a change from now on waits for this follower too.
+    let confirmations = followers.join(&name);
+    let Some((mut version, parts)) = watched.snapshot().await else {
+        return;
+    };
+    for part in parts {
+        if !send_up(&up, part).await {
+            return;
+        }
+    }
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let next = tokio::select! {
+            heard = down.recv() => {
+                let Some(heard) = heard else { return };
+                if let Some(confirmed) = W::confirmed(heard) {
+                    // Nobody can have what was not sent to him.
+                    confirmations.confirm(confirmed.min(version));
+                }
+                continue;
+            }
+            change = changes.recv() => match change {
+                None => {
+                    tracing::warn!("a follower did not keep up");
+                    return;
+                }
+                // The snapshot has it already.
+                Some(change) if W::version(&change) <= version => continue,
+                Some(change) => change,
+            },
+            _ = heartbeat.tick() => W::alive(version),
+        };
+        version = W::version(&next);
+        if !send_up(&up, next).await {
+            return;
+        }
+    }
+}
+
+/// False when the follower is gone or takes nothing.
+async fn send_up<T>(up: &mpsc::Sender<T>, item: T) -> bool {
     match tokio::time::timeout(LAG_LIMIT, up.send(item)).await {
         Ok(sent) => sent.is_ok(),
         Err(_) => {

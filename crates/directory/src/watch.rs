@@ -1,29 +1,20 @@
-//! Followers of the directory: a snapshot, then every change in the order of versions, and a sign of
-//! life each second. A follower that cannot keep up is let go; it comes again for a snapshot. It
-//! refuses to wait for any follower while a change is published.
+//! What followers of the directory get: all accounts and groups, then every change. How they are
+//! served is the `api` crate's.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use async_trait::async_trait;
 
 use chancery_api::directory::{WatchDown, WatchUp, watch_down};
-use chancery_api::{ApiError, Feeds, Link, send_up};
+use chancery_api::{ApiError, Feeds, Link, Watched, serve_follower};
 use chancery_runtime::Metrics;
 use chancery_runtime::metrics::Counter;
 
 use crate::service::Inner;
 use crate::store::Snapshot;
 
-/// How long a new link may say nothing.
-const HELLO_LIMIT: Duration = Duration::from_secs(5);
-/// The sign of life: an empty, complete part with the version sent last.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Accounts and group members of one part of a snapshot, except that a group is never split.
 const PART_FACTS: usize = 1_000;
-/// The longest name of a follower.
-const NAME_LIMIT_BYTES: usize = 255;
 
 /// The feeds of all followers.
 pub struct Watch {
@@ -61,77 +52,51 @@ pub fn attach(inner: &Arc<Inner>) -> Result<Link<WatchDown, WatchUp>, ApiError> 
     let (theirs, ours) = Link::pair();
     let follower = Arc::clone(inner);
     inner.tasks.spawn("directory-watch", async move {
-        follow(&follower, ours, changes).await;
+        tokio::select! {
+            () = follower.tasks.cancelled() => {}
+            () = serve_follower(&*follower, &follower.followers, ours, changes) => {}
+        }
     });
     Ok(theirs)
 }
 
-async fn follow(
-    inner: &Inner,
-    link: Link<WatchUp, WatchDown>,
-    mut changes: mpsc::Receiver<WatchUp>,
-) {
-    let (up, mut down) = link.split();
-    let hello = timeout(HELLO_LIMIT, down.recv()).await;
-    let Ok(Some(WatchDown {
-        item: Some(watch_down::Item::Hello(hello)),
-    })) = hello
-    else {
-        tracing::debug!("a follower of the directory said no hello");
-        return;
-    };
-    if hello.follower.is_empty() || hello.follower.len() > NAME_LIMIT_BYTES {
-        tracing::warn!("a follower of the directory has no proper name");
-        return;
-    }
-    // Before the snapshot: a change from now on waits for this follower too.
-    let confirmations = inner.followers.join(&hello.follower);
-    let snapshot = match inner.store.snapshot().await {
-        Ok(snapshot) => snapshot,
-        Err(error) => {
-            tracing::error!(%error, "no snapshot for a follower");
-            return;
-        }
-    };
-    let mut version = snapshot.version;
-    for part in parts(inner.domains.list(), &snapshot) {
-        if !send_up(&up, part).await {
-            return;
+#[async_trait]
+impl Watched for Inner {
+    type Up = WatchUp;
+    type Down = WatchDown;
+
+    fn hello(down: WatchDown) -> Option<String> {
+        match down.item {
+            Some(watch_down::Item::Hello(hello)) => Some(hello.follower),
+            _ => None,
         }
     }
-    drop(snapshot);
-    let mut heartbeat = interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = inner.tasks.cancelled() => return,
-            heard = down.recv() => match heard {
-                None => return,
-                Some(WatchDown { item: Some(watch_down::Item::Confirm(confirm)) }) => {
-                    // Nobody can have what was not sent to him.
-                    confirmations.confirm(confirm.version.min(version));
-                }
-                Some(_) => {}
-            },
-            change = changes.recv() => match change {
-                None => {
-                    tracing::warn!("a follower of the directory did not keep up");
-                    return;
-                }
-                // The snapshot has it already.
-                Some(change) if change.version <= version => {}
-                Some(change) => {
-                    version = change.version;
-                    if !send_up(&up, change).await {
-                        return;
-                    }
-                }
-            },
-            _ = heartbeat.tick() => {
-                let alive = WatchUp { version, complete: true, ..WatchUp::default() };
-                if !send_up(&up, alive).await {
-                    return;
-                }
+
+    fn confirmed(down: WatchDown) -> Option<u64> {
+        match down.item {
+            Some(watch_down::Item::Confirm(confirm)) => Some(confirm.version),
+            _ => None,
+        }
+    }
+
+    fn version(up: &WatchUp) -> u64 {
+        up.version
+    }
+
+    fn alive(version: u64) -> WatchUp {
+        WatchUp {
+            version,
+            complete: true,
+            ..WatchUp::default()
+        }
+    }
+
+    async fn snapshot(&self) -> Option<(u64, Vec<WatchUp>)> {
+        match self.store.snapshot().await {
+            Ok(snapshot) => Some((snapshot.version, parts(self.domains.list(), &snapshot))),
+            Err(error) => {
+                tracing::error!(%error, "no snapshot for a follower");
+                None
             }
         }
     }

@@ -7,25 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use async_trait::async_trait;
+use tokio::sync::Mutex;
 
 use chancery_api::roster::{BlockList, Subscription, WatchDown, WatchUp, watch_down};
-use chancery_api::{ApiError, Feeds, Followers, Link, send_up};
+use chancery_api::{ApiError, Feeds, Followers, Link, Watched, serve_follower};
 use chancery_xml::push_attr;
 use chancery_xmpp::jid;
 
 use crate::service::{Inner, store_error};
 use crate::store::{Listed, Listing};
 
-/// How long a new link may say nothing.
-const HELLO_LIMIT: Duration = Duration::from_secs(5);
-/// The sign of life: an empty, complete part with the version sent last.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 /// JIDs of one part of a snapshot.
 const PART_JIDS: usize = 1_000;
-/// The longest name of a follower.
-const NAME_LIMIT_BYTES: usize = 255;
 /// Followers have a change by then.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 /// JIDs of one request.
@@ -179,76 +173,53 @@ pub fn attach(inner: &Arc<Inner>) -> Result<Link<WatchDown, WatchUp>, ApiError> 
     let (theirs, ours) = Link::pair();
     let follower = Arc::clone(inner);
     inner.tasks.spawn("roster-watch", async move {
-        follow(&follower, ours, changes).await;
+        tokio::select! {
+            () = follower.tasks.cancelled() => {}
+            () = serve_follower(&*follower, &follower.blocks.followers, ours, changes) => {}
+        }
     });
     Ok(theirs)
 }
 
-async fn follow(
-    inner: &Inner,
-    link: Link<WatchUp, WatchDown>,
-    mut changes: mpsc::Receiver<WatchUp>,
-) {
-    let (up, mut down) = link.split();
-    let hello = timeout(HELLO_LIMIT, down.recv()).await;
-    let Ok(Some(WatchDown {
-        item: Some(watch_down::Item::Hello(hello)),
-    })) = hello
-    else {
-        tracing::debug!("a follower of the block lists said no hello");
-        return;
-    };
-    if hello.follower.is_empty() || hello.follower.len() > NAME_LIMIT_BYTES {
-        tracing::warn!("a follower of the block lists has no proper name");
-        return;
+#[async_trait]
+impl Watched for Inner {
+    type Up = WatchUp;
+    type Down = WatchDown;
+
+    fn hello(down: WatchDown) -> Option<String> {
+        match down.item {
+            Some(watch_down::Item::Hello(hello)) => Some(hello.follower),
+            _ => None,
+        }
     }
-    // Before the snapshot: a change from now on waits for this follower too.
-    let confirmations = inner.blocks.followers.join(&hello.follower);
-    let (mut version, lists) = {
-        let _order = inner.blocks.order.lock().await;
-        let version = inner.blocks.version.load(Ordering::Acquire);
-        match inner.store.blocks().await {
-            Ok(lists) => (version, lists),
+
+    fn confirmed(down: WatchDown) -> Option<u64> {
+        match down.item {
+            Some(watch_down::Item::Confirm(confirm)) => Some(confirm.version),
+            _ => None,
+        }
+    }
+
+    fn version(up: &WatchUp) -> u64 {
+        up.version
+    }
+
+    fn alive(version: u64) -> WatchUp {
+        WatchUp {
+            version,
+            complete: true,
+            ..WatchUp::default()
+        }
+    }
+
+    async fn snapshot(&self) -> Option<(u64, Vec<WatchUp>)> {
+        let _order = self.blocks.order.lock().await;
+        let version = self.blocks.version.load(Ordering::Acquire);
+        match self.store.blocks().await {
+            Ok(lists) => Some((version, parts(version, &lists))),
             Err(error) => {
                 tracing::error!(%error, "no snapshot for a follower");
-                return;
-            }
-        }
-    };
-    for part in parts(version, &lists) {
-        if !send_up(&up, part).await {
-            return;
-        }
-    }
-    let mut heartbeat = interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = inner.tasks.cancelled() => return,
-            heard = down.recv() => match heard {
-                None => return,
-                Some(WatchDown { item: Some(watch_down::Item::Confirm(confirm)) }) => {
-                    // Nobody can have what was not sent to him.
-                    confirmations.confirm(confirm.version.min(version));
-                }
-                Some(_) => {}
-            },
-            change = changes.recv() => match change {
-                None => return,
-                // The snapshot has it already.
-                Some(change) if change.version <= version => {}
-                Some(change) => {
-                    version = change.version;
-                    if !send_up(&up, change).await {
-                        return;
-                    }
-                }
-            },
-            _ = heartbeat.tick() => {
-                let alive = WatchUp { version, complete: true, ..WatchUp::default() };
-                if !send_up(&up, alive).await {
-                    return;
-                }
+                None
             }
         }
     }
