@@ -20,6 +20,8 @@ pub mod presence;
 pub mod pubsub;
 pub mod roles;
 pub mod roster;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 mod watch;
 

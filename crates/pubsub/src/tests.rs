@@ -2,102 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
-use tokio::sync::mpsc;
-
-use chancery_api::archive::{self, *};
+use chancery_api::archive::*;
 use chancery_api::pubsub::{self, *};
-use chancery_api::{ApiError, Code, Cx, Lane, LanePeer, LaneService, Link};
+use chancery_api::testing::Log;
+use chancery_api::{Code, Cx};
 use chancery_runtime::{Metrics, Tasks};
 
 use crate::store::{MemoryStore, Store};
 use crate::{Config, Parts, PubsubService};
-
-/// What a test sees of the log.
-#[derive(Default)]
-struct Log {
-    away: AtomicBool,
-    acts: Mutex<Vec<RecordActRequest>>,
-}
-
-fn no<T>() -> Result<T, ApiError> {
-    Err(ApiError::denied("not here"))
-}
-
-#[async_trait]
-impl Archive for Log {
-    async fn settle(&self, _: &Cx, _: SettleRequest) -> Result<SettleResponse, ApiError> {
-        no()
-    }
-    async fn record_act(
-        &self,
-        _: &Cx,
-        request: RecordActRequest,
-    ) -> Result<RecordActResponse, ApiError> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(ApiError::unavailable("away"));
-        }
-        self.acts.lock().push(request);
-        Ok(RecordActResponse { number: 1 })
-    }
-    async fn drop_mailbox(
-        &self,
-        _: &Cx,
-        _: DropMailboxRequest,
-    ) -> Result<DropMailboxResponse, ApiError> {
-        no()
-    }
-    async fn public_key(&self, _: &Cx, _: PublicKeyRequest) -> Result<PublicKeyResponse, ApiError> {
-        no()
-    }
-    async fn status(
-        &self,
-        _: &Cx,
-        _: archive::StatusRequest,
-    ) -> Result<archive::StatusResponse, ApiError> {
-        no()
-    }
-    async fn query_archive(
-        &self,
-        _: &Cx,
-        _: QueryArchiveRequest,
-    ) -> Result<QueryArchiveResponse, ApiError> {
-        no()
-    }
-    async fn get_preferences(
-        &self,
-        _: &Cx,
-        _: GetPreferencesRequest,
-    ) -> Result<GetPreferencesResponse, ApiError> {
-        no()
-    }
-    async fn set_preferences(
-        &self,
-        _: &Cx,
-        _: SetPreferencesRequest,
-    ) -> Result<SetPreferencesResponse, ApiError> {
-        no()
-    }
-    fn append(&self, _: LanePeer) -> Lane<AppendItem, AppendAnswer> {
-        panic!("pubsub appends nothing")
-    }
-    fn append_service(&self) -> Result<Arc<dyn LaneService<AppendItem, AppendAnswer>>, ApiError> {
-        no()
-    }
-    async fn attach(&self, _: &Cx) -> Result<Link<AttachDown, AttachUp>, ApiError> {
-        no()
-    }
-    async fn export(
-        &self,
-        _: &Cx,
-        _: ExportRequest,
-    ) -> Result<mpsc::Receiver<Result<ExportChunk, ApiError>>, ApiError> {
-        no()
-    }
-}
 
 const ALICE: &str = "alice@a.test";
 

@@ -8,142 +8,17 @@ mod logins;
 mod many;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-use async_trait::async_trait;
-use parking_lot::Mutex;
 
 use chancery_api::archive::*;
 use chancery_api::directory::{WatchDown as Down, WatchUp as Up, *};
-use chancery_api::{ApiError, Code, Cx, Lane, LanePeer, LaneService, Link};
+use chancery_api::testing::Log;
+use chancery_api::{ApiError, Code, Cx, Link};
 use chancery_runtime::{Clock, Failpoints, Ids, Metrics, Tasks};
 
 use crate::store::{MemoryStore, SqliteStore, Store};
 use crate::{Administrators, Config, DirectoryService, Parts};
-
-/// A log that remembers acts and drops, and can be out of reach.
-#[derive(Default)]
-struct Log {
-    away: AtomicBool,
-    acts: Mutex<Vec<RecordActRequest>>,
-    drops: Mutex<Vec<String>>,
-    refuse_drops: AtomicU64,
-}
-
-impl Log {
-    fn acts(&self) -> Vec<String> {
-        self.acts.lock().iter().map(|act| act.act.clone()).collect()
-    }
-
-    fn reach(&self) -> Result<(), ApiError> {
-        match self.away.load(Ordering::SeqCst) {
-            true => Err(ApiError::unavailable("away")),
-            false => Ok(()),
-        }
-    }
-}
-
-#[async_trait]
-impl Archive for Log {
-    async fn settle(&self, _: &Cx, _: SettleRequest) -> Result<SettleResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn record_act(
-        &self,
-        _: &Cx,
-        request: RecordActRequest,
-    ) -> Result<RecordActResponse, ApiError> {
-        self.reach()?;
-        let mut acts = self.acts.lock();
-        acts.push(request);
-        Ok(RecordActResponse {
-            number: acts.len() as u64,
-        })
-    }
-
-    async fn drop_mailbox(
-        &self,
-        _: &Cx,
-        request: DropMailboxRequest,
-    ) -> Result<DropMailboxResponse, ApiError> {
-        self.reach()?;
-        let left = self.refuse_drops.load(Ordering::SeqCst);
-        if left > 0 {
-            self.refuse_drops.store(left - 1, Ordering::SeqCst);
-            return Err(ApiError::unavailable("no drop now"));
-        }
-        self.drops.lock().push(request.jid);
-        Ok(DropMailboxResponse { floor: 1 })
-    }
-
-    async fn public_key(&self, _: &Cx, _: PublicKeyRequest) -> Result<PublicKeyResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn status(&self, _: &Cx, _: StatusRequest) -> Result<StatusResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn query_archive(
-        &self,
-        _: &Cx,
-        _: QueryArchiveRequest,
-    ) -> Result<QueryArchiveResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn get_preferences(
-        &self,
-        _: &Cx,
-        _: GetPreferencesRequest,
-    ) -> Result<GetPreferencesResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn set_preferences(
-        &self,
-        _: &Cx,
-        _: SetPreferencesRequest,
-    ) -> Result<SetPreferencesResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    fn append(&self, peer: LanePeer) -> Lane<AppendItem, AppendAnswer> {
-        Lane::local(Arc::new(NoLane), peer)
-    }
-
-    fn append_service(&self) -> Result<Arc<dyn LaneService<AppendItem, AppendAnswer>>, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn attach(&self, _: &Cx) -> Result<Link<AttachDown, AttachUp>, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn export(
-        &self,
-        _: &Cx,
-        _: ExportRequest,
-    ) -> Result<tokio::sync::mpsc::Receiver<Result<ExportChunk, ApiError>>, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-}
-
-struct NoLane;
-
-#[async_trait]
-impl LaneService<AppendItem, AppendAnswer> for NoLane {
-    async fn submit(
-        &self,
-        _: &LanePeer,
-        _: Vec<AppendItem>,
-        _: &chancery_api::Answers<AppendAnswer>,
-    ) -> Result<(), ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-}
 
 struct House {
     directory: DirectoryService,

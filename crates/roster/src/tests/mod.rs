@@ -2,18 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use chancery_api::archive::*;
 use chancery_api::roster::*;
-use chancery_api::{
-    Answers, ApiError, Code, Cx, Decision, Kind, Lane, LanePeer, LaneService, Link,
-};
+use chancery_api::testing::Log;
+use chancery_api::{ApiError, Code, Cx, Decision, Kind};
 use chancery_runtime::{Clock, Ids, Metrics, Tasks};
 
 mod blocks;
@@ -21,123 +18,6 @@ mod handshake;
 
 use crate::store::{MemoryStore, Store};
 use crate::{Config, Parts, RosterService};
-
-/// What a test sees of the log.
-struct Log {
-    away: Arc<AtomicBool>,
-    acts: Mutex<Vec<RecordActRequest>>,
-    lane: Arc<Pushed>,
-    peer: Mutex<Option<LanePeer>>,
-}
-
-struct Pushed {
-    away: Arc<AtomicBool>,
-    items: mpsc::Sender<AppendItem>,
-}
-
-#[async_trait]
-impl LaneService<AppendItem, AppendAnswer> for Pushed {
-    async fn submit(
-        &self,
-        _: &LanePeer,
-        batch: Vec<AppendItem>,
-        answers: &Answers<AppendAnswer>,
-    ) -> Result<(), ApiError> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(ApiError::unavailable("away"));
-        }
-        for item in batch {
-            let outcome = Outcome::Committed.into();
-            answers.send(AppendAnswer {
-                seq: item.seq,
-                outcome,
-                ..AppendAnswer::default()
-            });
-            self.items.send(item).await.unwrap();
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl Archive for Log {
-    async fn settle(&self, _: &Cx, _: SettleRequest) -> Result<SettleResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn record_act(
-        &self,
-        _: &Cx,
-        request: RecordActRequest,
-    ) -> Result<RecordActResponse, ApiError> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(ApiError::unavailable("away"));
-        }
-        self.acts.lock().push(request);
-        Ok(RecordActResponse { number: 1 })
-    }
-
-    async fn drop_mailbox(
-        &self,
-        _: &Cx,
-        _: DropMailboxRequest,
-    ) -> Result<DropMailboxResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn public_key(&self, _: &Cx, _: PublicKeyRequest) -> Result<PublicKeyResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn status(&self, _: &Cx, _: StatusRequest) -> Result<StatusResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn query_archive(
-        &self,
-        _: &Cx,
-        _: QueryArchiveRequest,
-    ) -> Result<QueryArchiveResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn get_preferences(
-        &self,
-        _: &Cx,
-        _: GetPreferencesRequest,
-    ) -> Result<GetPreferencesResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn set_preferences(
-        &self,
-        _: &Cx,
-        _: SetPreferencesRequest,
-    ) -> Result<SetPreferencesResponse, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    fn append(&self, peer: LanePeer) -> Lane<AppendItem, AppendAnswer> {
-        *self.peer.lock() = Some(peer.clone());
-        Lane::local(self.lane.clone(), peer)
-    }
-
-    fn append_service(&self) -> Result<Arc<dyn LaneService<AppendItem, AppendAnswer>>, ApiError> {
-        Ok(self.lane.clone())
-    }
-
-    async fn attach(&self, _: &Cx) -> Result<Link<AttachDown, AttachUp>, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-
-    async fn export(
-        &self,
-        _: &Cx,
-        _: ExportRequest,
-    ) -> Result<mpsc::Receiver<Result<ExportChunk, ApiError>>, ApiError> {
-        Err(ApiError::denied("not here"))
-    }
-}
 
 struct House {
     roster: RosterService,
@@ -150,19 +30,8 @@ struct House {
 const ALICE: &str = "alice@a.test";
 
 fn house() -> House {
-    let away = Arc::new(AtomicBool::new(false));
-    let (items, pushes) = mpsc::channel(10_000);
-    let lane = Arc::new(Pushed {
-        away: Arc::clone(&away),
-        items,
-    });
-    let log = Log {
-        away,
-        acts: Mutex::default(),
-        lane,
-        peer: Mutex::default(),
-    };
-    let log = Arc::new(log);
+    let log = Arc::new(Log::default());
+    let pushes = log.items.lock().take().unwrap();
     let (metrics, store) = (Metrics::new(), Arc::new(MemoryStore::default()));
     let roster = RosterService::start(Parts {
         config: Config {
