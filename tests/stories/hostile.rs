@@ -4,6 +4,8 @@
 //! proves: XEP-0205
 
 mod auth;
+mod caps;
+mod flood;
 mod sasl;
 mod xml;
 

@@ -474,7 +474,7 @@ fn an_endless_element_costs_no_memory() {
     });
 }
 
-fn resident_kb(server: &Server) -> Result<u64> {
+pub(crate) fn resident_kb(server: &Server) -> Result<u64> {
     // Freed memory is given back by the allocator in its own time.
     std::thread::sleep(Duration::from_millis(200));
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid("gateway")?))?;

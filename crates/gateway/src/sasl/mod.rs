@@ -5,8 +5,8 @@
 //! User names, passwords and proofs go to the directory and nowhere else: never to a log.
 
 pub mod channel_binding;
-pub(crate) mod plain;
-pub(crate) mod scram;
+pub mod plain;
+pub mod scram;
 
 #[cfg(test)]
 pub(crate) mod fake;
