@@ -5,6 +5,7 @@
 
 mod auth;
 mod caps;
+mod evidence;
 mod flood;
 mod sasl;
 mod xml;

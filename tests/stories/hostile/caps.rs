@@ -78,7 +78,7 @@ fn directed(shape: Shape) {
         mallory.enable().await?;
         for number in 0..DIRECTED {
             mallory
-                .send(format!("<presence to='nobody{number}@{DOMAIN}'/>"))
+                .send(format!("<presence to='bob@{DOMAIN}/absent{number}'/>"))
                 .await?;
         }
         mallory.settled().await?;
