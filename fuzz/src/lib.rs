@@ -183,8 +183,8 @@ pub fn sasl(data: &[u8]) {
         hash,
         salt: vec![1; 16],
         iterations: 4096,
-        stored_key: vec![2; hash.len()],
-        server_key: vec![3; hash.len()],
+        stored_key: vec![2; hash.output_bytes()],
+        server_key: vec![3; hash.output_bytes()],
     };
     let (exchange, challenge) = scram::Exchange::challenge(first, keys, "server", b"channel");
     assert!(challenge.starts_with("r=") && challenge.ends_with(",i=4096"));

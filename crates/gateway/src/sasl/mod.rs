@@ -326,8 +326,8 @@ fn account_in(prepared: &str, ours: &BareJid) -> Option<BareJid> {
 
 fn take_keys(credentials: &mut CredentialsResponse, hash: Hash) -> Result<scram::Keys, Step> {
     let found = credentials.keys.take().filter(|keys| {
-        keys.stored_key.len() == hash.len()
-            && keys.server_key.len() == hash.len()
+        keys.stored_key.len() == hash.output_bytes()
+            && keys.server_key.len() == hash.output_bytes()
             && !keys.salt.is_empty()
             && keys.iterations > 0
     });
