@@ -242,3 +242,29 @@ fn d10_one_account_from_many_addresses_in_many() {
         Ok(())
     });
 }
+
+/// B19: an id that fits into a stanza is looked for, however long, and not found.
+#[test]
+fn b19_a_long_id_is_not_found() {
+    play_with(
+        Shape::Many,
+        configured(""),
+        &["alice"],
+        &[],
+        async |server| {
+            let mut alice = server.client("alice", "a", 0).await?;
+            for length in [1024, 1025, 200 * 1024] {
+                let query = format!(
+                    "<query xmlns='urn:xmpp:mam:2'><set xmlns='http://jabber.org/protocol/rsm'><before>{}</before></set></query>",
+                    "x".repeat(length)
+                );
+                let answer = alice.query("set", &query).await?;
+                let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+                let right = text.contains("<item-not-found ") || text.contains("<bad-request ");
+                ensure!(right, "{length}: {text}");
+            }
+            ensure!(alice.until_marker().await?.is_empty());
+            Ok(())
+        },
+    );
+}
