@@ -1,5 +1,6 @@
 //! G2 of the hostile inputs: what must not be told apart is compared byte for byte. A colleague behind
-//! a wall, one that is disabled, one that never was: the same answers, to every question.
+//! a wall, one that is disabled, one that never was, one that blocks who asks, a stranger with nothing to
+//! show: the same answers, to every question.
 
 use anyhow::{Result, ensure};
 use chancery_testkit::client::Client;
@@ -82,6 +83,53 @@ async fn alike(server: &mut Server) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn the_stranger_and_the_absent_are_answered_alike_in_one() {
+    play(Shape::One, &["alice", "mallory"], async |server| {
+        to_strangers(server).await
+    });
+}
+
+#[test]
+fn the_stranger_and_the_absent_are_answered_alike_in_many() {
+    play(Shape::Many, &["alice", "mallory"], async |server| {
+        to_strangers(server).await
+    });
+}
+
+/// Who is not in the roster learns nothing that was not published; who is blocked, not even that.
+async fn to_strangers(server: &mut Server) -> Result<()> {
+    let mut alice = server.client("alice", "a", 0).await?;
+    alice.enable().await?;
+    alice.send("<presence/>").await?;
+    let mut mallory = server.client("mallory", "m", 1).await?;
+    let alices = format!("alice@{}", server.domain());
+    let absent = answers(&mut mallory, &format!("nobody@{}", server.domain())).await?;
+    let stranger = answers(&mut mallory, &alices).await?;
+    ensure!(
+        stranger == absent,
+        "a stranger:\n{stranger:#?}\n{absent:#?}"
+    );
+    let vcard = "<vCard xmlns='vcard-temp'><FN>Alice</FN></vCard>";
+    alice.query("set", vcard).await?;
+    let published = answers(&mut mallory, &alices).await?;
+    ensure!(published[0].contains("<FN>Alice</FN>"), "{}", published[0]);
+    ensure!(published[3..] == absent[3..], "more than was published");
+    let block = format!(
+        "<block xmlns='urn:xmpp:blocking'><item jid='mallory@{}'/></block>",
+        server.domain()
+    );
+    let set = alice.query("set", &block).await?;
+    ensure!(set.header.type_.as_deref() == Some("result"), "{set:?}");
+    let blocked = answers(&mut mallory, &alices).await?;
+    ensure!(blocked == absent, "blocked:\n{blocked:#?}\n{absent:#?}");
+    // Nor do sessions answer: a full address of hers, right or guessed, is nobody's.
+    let right = answers(&mut mallory, &format!("{alices}/a")).await?;
+    let guessed = answers(&mut mallory, &format!("{alices}/b")).await?;
+    ensure!(right == guessed, "{right:#?}\n{guessed:#?}");
     Ok(())
 }
 

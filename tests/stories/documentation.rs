@@ -167,3 +167,53 @@ fn lists_in_pages_are_the_published_ones() {
         );
     }
 }
+
+/// A row of a table: its first cell and its last one.
+fn rows(page: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(root().join(page)).unwrap();
+    let rows = text.lines().filter_map(|line| {
+        let row = line.strip_prefix("| ")?.strip_suffix(" |")?;
+        let (first, rest) = row.split_once(" | ")?;
+        let (_, last) = rest.rsplit_once(" | ")?;
+        Some((first.to_owned(), last.to_owned()))
+    });
+    rows.filter(|(_, last)| !last.starts_with("test")).collect()
+}
+
+/// The tests that a cell names are there: scenarios by their file, others by their function too.
+fn named_tests(row: &str, cell: &str) -> usize {
+    let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+    for name in &names {
+        let (file, test) = name.split_once("::").unwrap_or((name, ""));
+        let text = std::fs::read_to_string(root().join(file));
+        let text = text.unwrap_or_else(|error| panic!("{row}: {name}: {error}"));
+        let scenario = test.is_empty() && file.ends_with(".scenario");
+        let defined = text.contains(&format!("fn {test}("));
+        assert!(scenario || !test.is_empty() && defined, "{row}: no {name}");
+    }
+    names.len()
+}
+
+/// Each row of the page of attacks has a test or says why not, each limit has one, and they are there.
+#[test]
+fn tests_of_attacks_and_limits_are_there() {
+    let attacks = rows("docs/develop/attacks.md");
+    let mut named = 0;
+    for (id, tests) in &attacks {
+        let count = named_tests(id, tests);
+        assert!(count > 0 || tests.contains("not yet: "), "{id}");
+        named += count;
+    }
+    let ids: std::collections::BTreeSet<&String> = attacks.iter().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), attacks.len(), "each once");
+    assert!(
+        ids.len() >= 60 && named >= 100,
+        "{} rows, {named}",
+        ids.len()
+    );
+    let limits = rows("docs/operate/limits.md");
+    for (limit, test) in &limits {
+        assert!(named_tests(limit, test) > 0, "{limit}");
+    }
+    assert!(limits.len() >= 30, "{} limits", limits.len());
+}

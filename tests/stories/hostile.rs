@@ -4,6 +4,9 @@
 //! proves: XEP-0205
 
 mod auth;
+mod caps;
+mod evidence;
+mod flood;
 mod sasl;
 mod xml;
 

@@ -9,6 +9,7 @@
 mod alike;
 mod clients;
 mod commands;
+mod corpus;
 mod documentation;
 mod evidence;
 mod hostile;

@@ -11,6 +11,7 @@ use chancery_xml::Limits;
 
 use crate::admission::Caps;
 use crate::contacts::Contacts;
+use crate::session::shaping::Rate;
 use crate::tls::CertificateFiles;
 
 /// The section `[gateway]`.
@@ -61,6 +62,22 @@ pub struct Config {
     pub bytes_per_second: u32,
     /// Bytes that a session may send at once after a pause.
     pub bytes_burst: u32,
+    /// Stanzas a second of all sessions of one account on this gateway.
+    pub account_stanzas_per_second: u32,
+    /// Stanzas that these may send at once after a pause.
+    pub account_stanzas_burst: u32,
+    /// Bytes a second of all sessions of one account on this gateway.
+    pub account_bytes_per_second: u32,
+    /// Bytes that these may send at once after a pause.
+    pub account_bytes_burst: u32,
+    /// Stanzas a second of all sessions of one domain on this gateway.
+    pub domain_stanzas_per_second: u32,
+    /// Stanzas that these may send at once after a pause.
+    pub domain_stanzas_burst: u32,
+    /// Bytes a second of all sessions of one domain on this gateway.
+    pub domain_bytes_per_second: u32,
+    /// Bytes that these may send at once after a pause.
+    pub domain_bytes_burst: u32,
     /// Stanzas that a stream management queue holds until they are acknowledged (XEP-0198).
     pub sm_queue_stanzas: u32,
     /// Bytes that a stream management queue holds.
@@ -100,6 +117,14 @@ impl Default for Config {
             stanzas_burst: 2_000,
             bytes_per_second: 1024 * 1024,
             bytes_burst: 2 * 1024 * 1024,
+            account_stanzas_per_second: 2_000,
+            account_stanzas_burst: 4_000,
+            account_bytes_per_second: 4 * 1024 * 1024,
+            account_bytes_burst: 8 * 1024 * 1024,
+            domain_stanzas_per_second: 100_000,
+            domain_stanzas_burst: 200_000,
+            domain_bytes_per_second: 256 * 1024 * 1024,
+            domain_bytes_burst: 512 * 1024 * 1024,
             sm_queue_stanzas: 512,
             sm_queue_bytes: 1024 * 1024,
             resume_seconds: 300,
@@ -173,18 +198,7 @@ impl Config {
             let range = format!("must be from {STANZA_BYTES_MIN} to {STANZA_BYTES_MAX}");
             problems.push(("stanza_bytes", range));
         }
-        for (field, value, least) in [
-            ("stanzas_per_second", self.stanzas_per_second, 1),
-            (
-                "stanzas_burst",
-                self.stanzas_burst,
-                self.stanzas_per_second.max(1),
-            ),
-            ("bytes_per_second", self.bytes_per_second, 1),
-            ("bytes_burst", self.bytes_burst, self.stanza_bytes),
-            ("sm_queue_stanzas", self.sm_queue_stanzas, 16),
-            ("sm_queue_bytes", self.sm_queue_bytes, self.stanza_bytes),
-        ] {
+        for (field, value, least) in self.leasts() {
             if value < least {
                 problems.push((field, format!("must be at least {least}")));
             }
@@ -203,6 +217,74 @@ impl Config {
             }
         }
         problems
+    }
+
+    /// What is a number of its own, and the least that it may be.
+    fn leasts(&self) -> [(&'static str, u32, u32); 14] {
+        let rate = |per_second: u32| per_second.max(1);
+        [
+            ("stanzas_per_second", self.stanzas_per_second, 1),
+            (
+                "stanzas_burst",
+                self.stanzas_burst,
+                rate(self.stanzas_per_second),
+            ),
+            ("bytes_per_second", self.bytes_per_second, 1),
+            ("bytes_burst", self.bytes_burst, self.stanza_bytes),
+            (
+                "account_stanzas_per_second",
+                self.account_stanzas_per_second,
+                1,
+            ),
+            (
+                "account_stanzas_burst",
+                self.account_stanzas_burst,
+                rate(self.account_stanzas_per_second),
+            ),
+            ("account_bytes_per_second", self.account_bytes_per_second, 1),
+            (
+                "account_bytes_burst",
+                self.account_bytes_burst,
+                self.stanza_bytes,
+            ),
+            (
+                "domain_stanzas_per_second",
+                self.domain_stanzas_per_second,
+                1,
+            ),
+            (
+                "domain_stanzas_burst",
+                self.domain_stanzas_burst,
+                rate(self.domain_stanzas_per_second),
+            ),
+            ("domain_bytes_per_second", self.domain_bytes_per_second, 1),
+            (
+                "domain_bytes_burst",
+                self.domain_bytes_burst,
+                self.stanza_bytes,
+            ),
+            ("sm_queue_stanzas", self.sm_queue_stanzas, 16),
+            ("sm_queue_bytes", self.sm_queue_bytes, self.stanza_bytes),
+        ]
+    }
+
+    /// Stanzas and bytes: of a session, of an account, of a domain.
+    pub(crate) fn rates(&self) -> [(Rate, Rate); 3] {
+        let rate = |per_second, burst| Rate { per_second, burst };
+        [
+            (
+                rate(self.stanzas_per_second, self.stanzas_burst),
+                rate(self.bytes_per_second, self.bytes_burst),
+            ),
+            (
+                rate(self.account_stanzas_per_second, self.account_stanzas_burst),
+                rate(self.account_bytes_per_second, self.account_bytes_burst),
+            ),
+            (
+                rate(self.domain_stanzas_per_second, self.domain_stanzas_burst),
+                rate(self.domain_bytes_per_second, self.domain_bytes_burst),
+            ),
+        ]
     }
 
     /// The caps on connections.

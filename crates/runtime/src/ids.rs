@@ -102,8 +102,14 @@ mod tests {
     #[test]
     fn tokens_are_32_hex_digits_and_do_not_repeat() {
         let ids = Ids::real();
-        let seen: std::collections::HashSet<String> = (0..1_000).map(|_| ids.token()).collect();
-        assert_eq!(seen.len(), 1_000);
+        let seen: std::collections::HashSet<String> = (0..100_000).map(|_| ids.token()).collect();
+        assert_eq!(seen.len(), 100_000);
+        // D15: no place of them tells anything of the next one.
+        for place in 0..32 {
+            let digits: std::collections::HashSet<u8> =
+                seen.iter().map(|token| token.as_bytes()[place]).collect();
+            assert_eq!(digits.len(), 16, "digit {place}");
+        }
         assert!(
             seen.iter()
                 .all(|t| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit()))

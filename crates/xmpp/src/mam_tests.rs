@@ -206,3 +206,16 @@ fn preferences_are_read_and_written() {
          <never></never></prefs>"
     );
 }
+
+#[test]
+fn preferences_are_bounded() {
+    let prefs = |count: usize| {
+        let jids: String = (0..count).map(|n| format!("<jid>a{n}@x</jid>")).collect();
+        let xml =
+            format!("<prefs xmlns='urn:xmpp:mam:2' default='always'><never>{jids}</never></prefs>");
+        Preferences::read(&xml.parse().unwrap()).map(|prefs| prefs.never.len())
+    };
+    assert_eq!(prefs(1_000), Ok(1_000));
+    let over = prefs(1_001).map_err(|error| error.condition);
+    assert_eq!(over, Err(Condition::BadRequest));
+}

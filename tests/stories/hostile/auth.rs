@@ -17,8 +17,17 @@ use crate::play::{play, play_with};
 
 /// D10: who guesses is refused, on one stream and over many; its victim logs in all the same.
 #[test]
-fn guessing_shuts_out_the_guesser_only() {
-    play(Shape::One, &["alice", "bob"], async |server| {
+fn guessing_shuts_out_the_guesser_only_in_one() {
+    guessing_shuts_out_the_guesser_only(Shape::One);
+}
+
+#[test]
+fn guessing_shuts_out_the_guesser_only_in_many() {
+    guessing_shuts_out_the_guesser_only(Shape::Many);
+}
+
+fn guessing_shuts_out_the_guesser_only(shape: Shape) {
+    play(shape, &["alice", "bob"], async |server| {
         let mut bob = witness(server).await?;
         // Where she usually is.
         server.client("alice", "a", 0).await?.close().await?;
@@ -68,12 +77,21 @@ fn guessing_shuts_out_the_guesser_only() {
 
 /// D11: a login is for one domain.
 #[test]
-fn a_login_is_for_one_domain() {
+fn a_login_is_for_one_domain_in_one() {
+    a_login_is_for_one_domain(Shape::One);
+}
+
+#[test]
+fn a_login_is_for_one_domain_in_many() {
+    a_login_is_for_one_domain(Shape::Many);
+}
+
+fn a_login_is_for_one_domain(shape: Shape) {
     let setup = Setup {
         domains: vec![DOMAIN.into(), "second.test".into()],
         ..Setup::default()
     };
-    play_with(Shape::One, setup, &["mallory"], &[], async |server| {
+    play_with(shape, setup, &["mallory"], &[], async |server| {
         for other in ["second.test", "elsewhere.test"] {
             let mut wire = before_auth(server).await?;
             let (name, said) =
@@ -91,8 +109,17 @@ fn a_login_is_for_one_domain() {
 
 /// D12: nothing but SASL before SASL, nothing but a bind before the bind.
 #[test]
-fn nothing_happens_before_a_login() {
-    play(Shape::One, &["bob", "mallory"], async |server| {
+fn nothing_happens_before_a_login_in_one() {
+    nothing_happens_before_a_login(Shape::One);
+}
+
+#[test]
+fn nothing_happens_before_a_login_in_many() {
+    nothing_happens_before_a_login(Shape::Many);
+}
+
+fn nothing_happens_before_a_login(shape: Shape) {
+    play(shape, &["bob", "mallory"], async |server| {
         let mut bob = witness(server).await?;
         const EARLY: &[&str] = &["not-authorized", "policy-violation"];
         let rows = [
@@ -147,8 +174,17 @@ fn nothing_happens_before_a_login() {
 
 /// D15: ids cannot be guessed and do not repeat.
 #[test]
-fn ids_are_long_and_distinct() {
-    play(Shape::One, &["alice"], async |server| {
+fn ids_are_long_and_distinct_in_one() {
+    ids_are_long_and_distinct(Shape::One);
+}
+
+#[test]
+fn ids_are_long_and_distinct_in_many() {
+    ids_are_long_and_distinct(Shape::Many);
+}
+
+fn ids_are_long_and_distinct(shape: Shape) {
+    play(shape, &["alice"], async |server| {
         let (mut streams, mut managed, mut resources) = (vec![], vec![], vec![]);
         for _ in 0..20 {
             let mut wire = Wire::plain(server.c2s[0]).await?;

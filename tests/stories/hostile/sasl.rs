@@ -75,8 +75,17 @@ async fn check(server: &Server, rows: Vec<Row>) -> Result<()> {
 }
 
 #[test]
-fn plain_and_mechanisms() {
-    play(Shape::One, &["alice", "bob", "mallory"], async |server| {
+fn plain_and_mechanisms_in_one() {
+    plain_and_mechanisms(Shape::One);
+}
+
+#[test]
+fn plain_and_mechanisms_in_many() {
+    plain_and_mechanisms(Shape::Many);
+}
+
+fn plain_and_mechanisms(shape: Shape) {
+    play(shape, &["alice", "bob", "mallory"], async |server| {
         let mut bob = witness(server).await?;
         let plain = |id, message: &[u8], right| Row {
             id,
@@ -139,8 +148,17 @@ fn plain_and_mechanisms() {
 }
 
 #[test]
-fn scram_messages() {
-    play(Shape::One, &["bob", "mallory"], async |server| {
+fn scram_messages_in_one() {
+    scram_messages(Shape::One);
+}
+
+#[test]
+fn scram_messages_in_many() {
+    scram_messages(Shape::Many);
+}
+
+fn scram_messages(shape: Shape) {
+    play(shape, &["bob", "mallory"], async |server| {
         let mut bob = witness(server).await?;
         let first = |id, message: String, right| Row {
             id,
@@ -200,8 +218,17 @@ fn scram_messages() {
 
 /// D4, D5, and channel binding to somebody else's channel: the final message is for one exchange.
 #[test]
-fn scram_final_messages() {
-    play(Shape::One, &["bob", "mallory"], async |server| {
+fn scram_final_messages_in_one() {
+    scram_final_messages(Shape::One);
+}
+
+#[test]
+fn scram_final_messages_in_many() {
+    scram_final_messages(Shape::Many);
+}
+
+fn scram_final_messages(shape: Shape) {
+    play(shape, &["bob", "mallory"], async |server| {
         let mut bob = witness(server).await?;
         type Change = fn(&str) -> String;
         let changes: [(&str, Change, &[&str]); 10] = [

@@ -158,8 +158,17 @@ fn before_the_header() {
 }
 
 #[test]
-fn in_a_session() {
-    play(Shape::One, &["bob", "mallory"], async |server| {
+fn in_a_session_in_one() {
+    in_a_session(Shape::One);
+}
+
+#[test]
+fn in_a_session_in_many() {
+    in_a_session(Shape::Many);
+}
+
+fn in_a_session(shape: Shape) {
+    play(shape, &["bob", "mallory"], async |server| {
         let mut bob = witness(server).await?;
         let message = |inner: &str| format!("<message to='bob@{DOMAIN}'>{inner}</message>");
         let bytes = |inside: &[u8]| {
@@ -272,6 +281,19 @@ fn in_a_session() {
                 TOO_MUCH,
             ),
             row(
+                "B17",
+                "<compress xmlns='http://jabber.org/protocol/compress'><method>zlib</method></compress>",
+                &["unsupported-stanza-type"],
+            ),
+            row(
+                "B19 id of a mebibyte",
+                format!(
+                    "<iq type='set' id='1'><query xmlns='urn:xmpp:mam:2'><set xmlns='http://jabber.org/protocol/rsm'><before>{}</before></set></query></iq>",
+                    "x".repeat(1024 * 1024)
+                ),
+                TOO_MUCH,
+            ),
+            row(
                 "B3 attributes",
                 format!("<message{}/>", numbered(29_000, |n| format!(" a{n}=''"))),
                 TOO_MUCH,
@@ -338,8 +360,17 @@ fn numbered(count: usize, one: impl Fn(usize) -> String) -> String {
 
 /// A8, A10, A12, J7: what only looks wrong arrives as it was meant.
 #[test]
-fn what_is_right_arrives_unchanged() {
-    play(Shape::One, &["bob", "mallory"], async |server| {
+fn what_is_right_arrives_unchanged_in_one() {
+    what_is_right_arrives_unchanged(Shape::One);
+}
+
+#[test]
+fn what_is_right_arrives_unchanged_in_many() {
+    what_is_right_arrives_unchanged(Shape::Many);
+}
+
+fn what_is_right_arrives_unchanged(shape: Shape) {
+    play(shape, &["bob", "mallory"], async |server| {
         let mut bob = witness(server).await?;
         let mut mallory = server.client("mallory", "m", 0).await?;
         // A8: every byte in a TLS record and a segment of its own.
@@ -474,7 +505,7 @@ fn an_endless_element_costs_no_memory() {
     });
 }
 
-fn resident_kb(server: &Server) -> Result<u64> {
+pub(crate) fn resident_kb(server: &Server) -> Result<u64> {
     // Freed memory is given back by the allocator in its own time.
     std::thread::sleep(Duration::from_millis(200));
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid("gateway")?))?;

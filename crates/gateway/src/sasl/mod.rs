@@ -5,8 +5,8 @@
 //! User names, passwords and proofs go to the directory and nowhere else: never to a log.
 
 pub mod channel_binding;
-pub(crate) mod plain;
-pub(crate) mod scram;
+pub mod plain;
+pub mod scram;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -326,8 +326,8 @@ fn account_in(prepared: &str, ours: &BareJid) -> Option<BareJid> {
 
 fn take_keys(credentials: &mut CredentialsResponse, hash: Hash) -> Result<scram::Keys, Step> {
     let found = credentials.keys.take().filter(|keys| {
-        keys.stored_key.len() == hash.len()
-            && keys.server_key.len() == hash.len()
+        keys.stored_key.len() == hash.output_bytes()
+            && keys.server_key.len() == hash.output_bytes()
             && !keys.salt.is_empty()
             && keys.iterations > 0
     });

@@ -41,7 +41,7 @@ impl Hash {
     }
 
     /// Bytes of its output.
-    pub fn len(self) -> usize {
+    pub fn output_bytes(self) -> usize {
         self.digest().output_len()
     }
 }
@@ -180,7 +180,7 @@ impl Exchange {
     /// Checks the client's final message and gives ours.
     pub fn finish(&self, message: &[u8]) -> Result<String, SaslFailure> {
         let last = ClientFinal::read(message).ok_or(SaslFailure::MalformedRequest)?;
-        if last.proof.len() != self.keys.hash.len() {
+        if last.proof.len() != self.keys.hash.output_bytes() {
             return Err(SaslFailure::MalformedRequest);
         }
         let same = |a: &[u8], b: &[u8]| verify_slices_are_equal(a, b).is_ok();
@@ -305,7 +305,7 @@ pub(crate) mod tests {
             Hash::Sha1 => pbkdf2::PBKDF2_HMAC_SHA1,
             Hash::Sha256 => pbkdf2::PBKDF2_HMAC_SHA256,
         };
-        let mut salted = vec![0; hash.len()];
+        let mut salted = vec![0; hash.output_bytes()];
         let rounds = NonZeroU32::new(iterations).unwrap();
         pbkdf2::derive(algorithm, rounds, salt, password.as_bytes(), &mut salted);
         let sign = |text: &[u8]| {
@@ -354,7 +354,7 @@ pub(crate) mod tests {
             Hash::Sha1 => pbkdf2::PBKDF2_HMAC_SHA1,
             Hash::Sha256 => pbkdf2::PBKDF2_HMAC_SHA256,
         };
-        let mut salted = vec![0; hash.len()];
+        let mut salted = vec![0; hash.output_bytes()];
         let rounds = NonZeroU32::new(keys.iterations).unwrap();
         pbkdf2::derive(algorithm, rounds, &salt, password.as_bytes(), &mut salted);
         let client_key = hmac::sign(&hmac::Key::new(hash.hmac(), &salted), b"Client Key");

@@ -38,7 +38,7 @@ impl Session {
             if !reads {
                 break;
             }
-            if let Some(at) = self.shaping.closed_until(now) {
+            if let Some(at) = self.closed_until(now) {
                 self.paused_until = Some(at);
                 break;
             }
@@ -60,8 +60,17 @@ impl Session {
         progress
     }
 
+    /// When its own buckets and those that it shares let it read on; `None` when they do now.
+    fn closed_until(&mut self, now: Instant) -> Option<Instant> {
+        let shared = self.shared.iter().filter_map(|one| one.closed_until(now));
+        shared.max().max(self.shaping.closed_until(now))
+    }
+
     fn on_element(&mut self, element: Element, now: Instant) {
         self.shaping.took(element.bytes.len());
+        for shared in &self.shared {
+            shared.took(element.bytes.len());
+        }
         let is_on = |feature| self.gateway.handlers.is_on(feature);
         match &*element.header.ns {
             ns::SM if is_on("stream_management") => {

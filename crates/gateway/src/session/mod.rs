@@ -39,7 +39,7 @@ use client_state::ClientState;
 use connection::Connection;
 use inbox::{CutOff, Event};
 use outgoing::{Outgoing, Source};
-use shaping::{Rate, Shaping};
+use shaping::{Shaping, Shared};
 use stream_management::StreamManagement;
 use table::Handle;
 use window::Window;
@@ -80,7 +80,9 @@ pub(crate) struct Session {
     /// Stanzas read since `<enable/>`, or since the bind before it.
     count: u64,
     shaping: Shaping,
-    /// Over the rate: nothing is read until then.
+    /// What the sessions of its account, and those of its domain, take from together.
+    shared: [Shared; 2],
+    /// Over a rate: nothing is read until then.
     paused_until: Option<Instant>,
     /// Entries queued for the socket, without stream management.
     unwritten: Vec<u64>,
@@ -117,17 +119,15 @@ impl Session {
         transport: Box<Transport>,
     ) -> Self {
         let now = gateway.clock.monotonic();
-        let config = &gateway.config;
-        let stanzas = Rate {
-            per_second: config.stanzas_per_second,
-            burst: config.stanzas_burst,
-        };
-        let bytes = Rate {
-            per_second: config.bytes_per_second,
-            burst: config.bytes_burst,
-        };
+        let [own, account, domain] = gateway.config.rates();
+        let shared = gateway.sessions.shaping(
+            &handle,
+            || Shared::new(account.0, account.1, now),
+            || Shared::new(domain.0, domain.1, now),
+        );
         Self {
-            shaping: Shaping::new(stanzas, bytes, now),
+            shaping: Shaping::new(own.0, own.1, now),
+            shared,
             attached_on: gateway.link.generation(),
             gateway,
             handle,

@@ -1,7 +1,10 @@
-//! A token bucket per session. Over it reading pauses, and TCP tells the client; nothing is refused.
+//! Token buckets: of a session, of an account's sessions, of a domain's. Over one of them reading
+//! pauses, and TCP tells the client; nothing is refused.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Tokens are counted in thousandths, so that short intervals are not lost.
@@ -24,11 +27,37 @@ struct Bucket {
     filled_at: Instant,
 }
 
-/// Stanzas and bytes of one session.
+/// Stanzas and bytes of one session, or of several together.
 #[derive(Debug)]
 pub(crate) struct Shaping {
     stanzas: Bucket,
     bytes: Bucket,
+}
+
+/// Buckets that several sessions take from. They may go below zero by a stanza of each.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared(Arc<Mutex<Shaping>>);
+
+impl Shared {
+    /// Full buckets, for whoever gets a clone.
+    pub(crate) fn new(stanzas: Rate, bytes: Rate, now: Instant) -> Self {
+        Self(Arc::new(Mutex::new(Shaping::new(stanzas, bytes, now))))
+    }
+
+    /// See [`Shaping::closed_until`].
+    pub(crate) fn closed_until(&self, now: Instant) -> Option<Instant> {
+        self.0.lock().closed_until(now)
+    }
+
+    /// See [`Shaping::took`].
+    pub(crate) fn took(&self, bytes: usize) {
+        self.0.lock().took(bytes);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl Bucket {

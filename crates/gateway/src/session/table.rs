@@ -3,8 +3,8 @@
 //! Owns identity and the inboxes. Refuses to know what a session does.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use chancery_api::archive::EndReason;
 use chancery_api::directory::{AccountFact, AccountState};
@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::identity::Identity;
 use super::inbox::{CutOff, Event, Inbox};
+use super::shaping::Shared;
 
 /// Sessions that one account may have on one gateway (XEP-0205); the next bind ends the oldest that
 /// waits to be resumed, or is refused.
@@ -25,6 +26,8 @@ pub(crate) struct Handle {
     pub(crate) inbox: Inbox,
     /// Without a stream, and waiting to be resumed.
     pub(crate) away: AtomicBool,
+    /// What it shares with the other sessions of its account.
+    shaping: OnceLock<Shared>,
 }
 
 impl Handle {
@@ -33,6 +36,7 @@ impl Handle {
             identity,
             inbox: Inbox::default(),
             away: AtomicBool::new(false),
+            shaping: OnceLock::new(),
         }
     }
 }
@@ -43,6 +47,8 @@ struct Rows {
     by_account: HashMap<Box<str>, Vec<u64>>,
     /// Those that may be resumed, by stream-management id.
     by_sm_id: HashMap<[u8; 16], u64>,
+    /// Of the hosted domains that have had a session.
+    domains: HashMap<Arc<str>, Shared>,
 }
 
 /// Newest facts of accounts that changed lately.
@@ -106,6 +112,27 @@ impl Sessions {
             return Err(Refused::CutOff(why));
         }
         Ok(())
+    }
+
+    /// The buckets that an entered session shares with its account's and with its domain's sessions
+    /// here; made when it is the first. An account's are forgotten with its last session.
+    pub(crate) fn shaping(
+        &self,
+        handle: &Handle,
+        of_account: impl FnOnce() -> Shared,
+        of_domain: impl FnOnce() -> Shared,
+    ) -> [Shared; 2] {
+        let identity = &handle.identity;
+        let mut rows = self.rows.write();
+        let numbers = rows.by_account.get(&identity.account).into_iter().flatten();
+        let account = numbers
+            .filter_map(|number| rows.by_number.get(number)?.shaping.get())
+            .next()
+            .cloned()
+            .unwrap_or_else(of_account);
+        let account = handle.shaping.get_or_init(|| account).clone();
+        let domain = rows.domains.entry(Arc::clone(&identity.domain));
+        [account, domain.or_insert_with(of_domain).clone()]
     }
 
     /// Why these credentials no longer open a session, as far as it was heard lately.
@@ -267,6 +294,7 @@ pub(crate) fn cut_off(fact: &AccountFact, credential_version: u64) -> Option<Cut
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::shaping::Rate;
     use super::*;
 
     fn handle(sessions: &Sessions, account: &str) -> Arc<Handle> {
@@ -372,6 +400,31 @@ mod tests {
         let one_more = handle(&sessions, "alice@a.test");
         assert_eq!(sessions.enter(&one_more), Err(Refused::TooMany));
         sessions.enter(&handle(&sessions, "bob@a.test")).unwrap();
+    }
+
+    #[test]
+    fn buckets_are_shared_by_account_and_by_domain() {
+        let sessions = Sessions::default();
+        let rate = Rate {
+            per_second: 1,
+            burst: 1,
+        };
+        let entered = |jid: &str| {
+            let handle = handle(&sessions, jid);
+            sessions.enter(&handle).unwrap();
+            let fresh = || Shared::new(rate, rate, tokio::time::Instant::now());
+            let shared = sessions.shaping(&handle, fresh, fresh);
+            (handle, shared)
+        };
+        let (desk, [desk_account, desk_domain]) = entered("alice@a.test");
+        let (phone, [phone_account, phone_domain]) = entered("alice@a.test");
+        let (_bob, [bob_account, bob_domain]) = entered("bob@a.test");
+        assert!(desk_account.is(&phone_account) && !desk_account.is(&bob_account));
+        assert!(desk_domain.is(&phone_domain) && desk_domain.is(&bob_domain));
+        sessions.leave(&desk.identity);
+        let (_, [tablet_account, _]) = entered("alice@a.test");
+        assert!(tablet_account.is(&phone_account), "one was left");
+        sessions.leave(&phone.identity);
     }
 
     #[test]

@@ -282,6 +282,52 @@ async fn a_session_over_its_rate_is_read_slower_and_refused_nothing() {
     );
 }
 
+/// B13: what an account's sessions, or a domain's, send together is read no faster than they may, and
+/// somebody else meanwhile.
+#[tokio::test]
+async fn sessions_over_the_rate_of_their_account_or_domain_are_read_slower() {
+    for of_account in [true, false] {
+        let mut config = Config {
+            account_stanzas_per_second: 20,
+            account_stanzas_burst: 50,
+            ..Config::default()
+        };
+        if !of_account {
+            config = Config {
+                domain_stanzas_per_second: 20,
+                domain_stanzas_burst: 50,
+                ..Config::default()
+            };
+        }
+        let server = Server::with(config).await;
+        let mut desk = server.login("alice@a.test", "desk").await;
+        let mut phone = server.login("alice@a.test", "phone").await;
+        let mut bob = server.login("bob@a.test", "desk").await;
+        let before = tokio::time::Instant::now();
+        let pings = "<iq type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>".repeat(30);
+        desk.send(&pings).await;
+        for _ in 0..30 {
+            desk.expect(&["type='result'"]).await;
+        }
+        phone.send(&pings).await;
+        if of_account {
+            bob.send(&pings).await;
+            for _ in 0..30 {
+                bob.expect(&["type='result'"]).await;
+            }
+        }
+        for _ in 0..30 {
+            phone.expect(&["type='result'"]).await;
+        }
+        // Ten more than the burst, at twenty a second.
+        assert!(
+            before.elapsed() >= Duration::from_millis(400),
+            "{:?}",
+            before.elapsed()
+        );
+    }
+}
+
 #[test]
 fn an_idle_session_is_small() {
     let size = std::mem::size_of::<super::Session>()

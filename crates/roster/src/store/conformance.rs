@@ -119,6 +119,7 @@ pub async fn conforms(store: &dyn Store) {
     );
 
     limits(store).await;
+    flood_of_requests(store).await;
     handshakes(store).await;
     block_lists(store).await;
     store.clear(ALICE.into()).await.unwrap();
@@ -318,6 +319,26 @@ async fn limits(store: &dyn Store) {
         fat(edit("b@a.test", &big, &[])).await.unwrap(),
         Changed::Yes { .. }
     ));
+}
+
+/// A flood of requests: so many wait, for a further one nobody is there, and an answer makes room.
+async fn flood_of_requests(store: &dyn Store) {
+    let (flooded, late) = ("flooded@a.test", "late@a.test");
+    let asks = |owner: &str| shake(store, says(owner, flooded, Act::Subscribe));
+    for number in 0..REQUESTS_LIMIT {
+        let shaken = asks(&format!("n{number}@a.test")).await;
+        assert_eq!(shaken.delivered, [Act::Subscribe], "{number}");
+    }
+    let over = asks(late).await;
+    assert_eq!(over.delivered, []);
+    assert!(over.own.is_some_and(|own| own.item.ask));
+    let waiting = store.requests(flooded.into()).await.unwrap();
+    assert_eq!(waiting.len(), REQUESTS_LIMIT);
+    assert_eq!(load(store, flooded).await, Roster::default());
+    shake(store, says(flooded, "n0@a.test", Act::Unsubscribed)).await;
+    assert_eq!(asks(late).await.delivered, [Act::Subscribe]);
+    let waiting = store.requests(flooded.into()).await.unwrap();
+    assert_eq!(waiting.len(), REQUESTS_LIMIT);
 }
 
 #[tokio::test]

@@ -1,0 +1,4 @@
+//! Fuzzes streams: header and frames, whatever the chunks. Owns nothing but the entry: see the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| chancery_fuzz::stream(data));
