@@ -170,11 +170,7 @@ impl Vfs for Layer {
                 let file = state.files.len();
                 state.files.push(Vec::new());
                 state.names.insert(name.clone(), file);
-                let journals = [
-                    OpenKind::Wal,
-                    OpenKind::MainJournal,
-                    OpenKind::SuperJournal,
-                ];
+                let journals = [OpenKind::Wal, OpenKind::MainJournal, OpenKind::SuperJournal];
                 state.trace.push(Op::Create {
                     file,
                     name,
@@ -418,14 +414,16 @@ impl WalIndex for Index {
     fn lock(&mut self, slots: Range<u8>, kind: WalIndexLock) -> Result<bool, Error> {
         let mut state = self.disk.lock();
         let locks = state.locks.entry(self.file).or_default();
-        let free = slots.clone().all(|slot| match (locks.index.get(&slot), kind) {
-            (None, _) | (_, WalIndexLock::None) => true,
-            (Some(IndexLock::Shared(_)), WalIndexLock::Shared) => true,
-            (Some(IndexLock::Shared(ids)), WalIndexLock::Exclusive) => {
-                ids.iter().all(|id| *id == self.id)
-            }
-            (Some(IndexLock::Exclusive(id)), _) => *id == self.id,
-        });
+        let free = slots
+            .clone()
+            .all(|slot| match (locks.index.get(&slot), kind) {
+                (None, _) | (_, WalIndexLock::None) => true,
+                (Some(IndexLock::Shared(_)), WalIndexLock::Shared) => true,
+                (Some(IndexLock::Shared(ids)), WalIndexLock::Exclusive) => {
+                    ids.iter().all(|id| *id == self.id)
+                }
+                (Some(IndexLock::Exclusive(id)), _) => *id == self.id,
+            });
         if !free {
             return Ok(false);
         }

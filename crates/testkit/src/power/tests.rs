@@ -30,11 +30,19 @@ fn connections_to_one_file_see_each_other_and_keep_out_of_the_way() {
     let (one, other) = (open(&disk), open(&disk));
     one.execute_batch("CREATE TABLE t (x)").unwrap();
     for n in 0..300 {
-        let (writer, reader) = if n % 2 == 0 { (&one, &other) } else { (&other, &one) };
-        writer.execute("INSERT INTO t VALUES (zeroblob(900))", []).unwrap();
+        let (writer, reader) = if n % 2 == 0 {
+            (&one, &other)
+        } else {
+            (&other, &one)
+        };
+        writer
+            .execute("INSERT INTO t VALUES (zeroblob(900))", [])
+            .unwrap();
         assert_eq!(count(reader), n + 1);
         if n % 70 == 0 {
-            reader.execute_batch("PRAGMA wal_checkpoint(RESTART)").unwrap();
+            reader
+                .execute_batch("PRAGMA wal_checkpoint(RESTART)")
+                .unwrap();
         }
     }
     one.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -57,7 +65,8 @@ fn run() -> (Vec<Op>, States) {
     states.add(digest(&db).unwrap(), disk.position(), disk.position(), true);
     for n in 0..12 {
         let begun = disk.position();
-        db.execute("INSERT INTO t VALUES (?1, zeroblob(3000))", [n]).unwrap();
+        db.execute("INSERT INTO t VALUES (?1, zeroblob(3000))", [n])
+            .unwrap();
         states.add(digest(&db).unwrap(), begun, disk.position(), true);
         if n % 5 == 4 {
             db.execute_batch("PRAGMA wal_checkpoint(RESTART)").unwrap();
