@@ -14,6 +14,7 @@ mod evidence;
 mod hostile;
 mod kill;
 mod play;
+mod power;
 mod sessions;
 mod standards;
 mod tls;

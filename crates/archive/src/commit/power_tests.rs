@@ -192,7 +192,12 @@ impl Run {
                 }
             }
             if self.dice.below(12) == 0 {
-                let mut act = own_act(Kind::Administrative, "x".into(), "mailbox.drop", "{}".into());
+                let mut act = own_act(
+                    Kind::Administrative,
+                    "x".into(),
+                    "mailbox.drop",
+                    "{}".into(),
+                );
                 act.change = Some(Change::Drop(OWNERS[to].into()));
                 let (act, mailbox) = (Arc::new(act), Some(ids[0]));
                 records.push(Record::Act { act, mailbox });
