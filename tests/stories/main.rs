@@ -15,6 +15,7 @@ mod evidence;
 mod hostile;
 mod kill;
 mod play;
+mod power;
 mod sessions;
 mod standards;
 mod tls;

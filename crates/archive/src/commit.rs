@@ -489,4 +489,6 @@ fn wal_of(path: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
+mod power_tests;
+#[cfg(test)]
 mod tests;

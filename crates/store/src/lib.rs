@@ -12,5 +12,7 @@ pub use error::StoreError;
 pub use lock::DataLock;
 pub use migration::{Migration, Migrations};
 pub use rusqlite;
-pub use sqlite::{Checkpoint, Checkpointed, Profile, Synchronous, checkpoint, open, unconfirmed};
+pub use sqlite::{
+    Checkpoint, Checkpointed, Profile, Synchronous, checkpoint, open, simulate, unconfirmed,
+};
 pub use worker::{Db, ReadPool};

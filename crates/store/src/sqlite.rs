@@ -4,7 +4,8 @@
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
@@ -16,6 +17,20 @@ const STATEMENTS: usize = 128;
 /// SQLite's layer for files of one process: one exclusive lock for its whole life, and the index
 /// of the write-ahead log in its memory.
 const EXCLUSIVE_VFS: &str = "unix-excl";
+
+/// Where files are not the system's, and on which of SQLite's layers they are.
+static SIMULATED: OnceLock<(PathBuf, String)> = OnceLock::new();
+
+/// From here on the databases of this process below `root` are on SQLite's layer `vfs`, which whoever
+/// calls has registered: a disk that a test made. The first call counts.
+pub fn simulate(root: &Path, vfs: &str) {
+    SIMULATED.get_or_init(|| (root.to_owned(), vfs.to_owned()));
+}
+
+fn simulated(path: &Path) -> Option<&'static str> {
+    let (root, vfs) = SIMULATED.get()?;
+    path.starts_with(root).then_some(vfs.as_str())
+}
 
 /// When a commit reaches the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,16 +102,20 @@ impl Profile {
 /// Opens the database at `path`, readable by its owner only, and made when it is not there.
 pub fn open(path: &Path, profile: Profile) -> Result<Connection, StoreError> {
     let mut flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let simulated = simulated(path);
     if profile.read_only {
         flags |= OpenFlags::SQLITE_OPEN_READ_ONLY;
     } else {
-        create(path)?;
         flags |= OpenFlags::SQLITE_OPEN_READ_WRITE;
+        if simulated.is_some() {
+            flags |= OpenFlags::SQLITE_OPEN_CREATE;
+        } else {
+            create(path)?;
+        }
     }
-    let connection = if profile.one_process {
-        Connection::open_with_flags_and_vfs(path, flags, EXCLUSIVE_VFS)?
-    } else {
-        Connection::open_with_flags(path, flags)?
+    let connection = match simulated.or(profile.one_process.then_some(EXCLUSIVE_VFS)) {
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs)?,
+        None => Connection::open_with_flags(path, flags)?,
     };
     connection.busy_timeout(profile.busy_timeout)?;
     if !profile.read_only {

@@ -35,6 +35,9 @@ enum Task {
         #[arg(long, default_value_t = 2)]
         times: u32,
     },
+    /// Many messages between many users while processes are killed and connections break; then the
+    /// checker.
+    Soak(run::Soak),
     /// Measures: `load` runs the load generator, `micro` the criterion benches.
     Bench {
         /// Which bench.
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
         Task::Codegen { check } => codegen::run(&root, check),
         Task::Tidy => tidy::run(&root),
         Task::Test { part, times } => run::test(&root, part, times),
+        Task::Soak(soak) => run::soak(&root, &soak),
         Task::Bench { bench, rest } => run::bench(&root, bench, &rest),
     }
 }

@@ -28,6 +28,29 @@ pub enum Bench {
     Micro,
 }
 
+/// How much of a soak.
+#[derive(clap::Args)]
+pub struct Soak {
+    /// Messages of all together.
+    #[arg(long, default_value_t = 1_000_000)]
+    messages: u64,
+    /// Users, in pairs.
+    #[arg(long, default_value_t = 1_000)]
+    users: u64,
+    /// Replays a run's choices.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Sending takes at least so long; without it, 150 messages a second are sent.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// One process, in place of eight with two gateways.
+    #[arg(long)]
+    one: bool,
+    /// The binary of the release profile.
+    #[arg(long)]
+    release: bool,
+}
+
 /// Rounds of each kill test in `long`.
 const LONG_TIMES: u32 = 20;
 
@@ -115,7 +138,29 @@ fn kill(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
     step(tally, "build", || {
         plain(root, &["build", "--quiet", "--package", "chancery"])
     })?;
-    kill_rounds(root, times, tally)
+    kill_rounds(root, times, tally)?;
+    power_cuts(root, times, tally)
+}
+
+/// Power cuts at every boundary, with a seed a round. With the tests of a change they ran already.
+fn power_cuts(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
+    let archive = [
+        "test",
+        "--package",
+        "chancery-archive",
+        "--lib",
+        "power_tests",
+    ];
+    counted(root, &archive, times, tally)?;
+    let stories = [
+        "test",
+        "--package",
+        "chancery-tests",
+        "--test",
+        "stories",
+        "power::",
+    ];
+    counted(root, &stories, times, tally)
 }
 
 /// One at a time: each has a deployment under load, and timing that matters.
@@ -223,6 +268,37 @@ fn say(line: &str) -> Result<()> {
     writeln!(out, "{line}")?;
     out.flush()?;
     Ok(())
+}
+
+/// Runs a soak; a binary that `CHANCERY_BIN` names is taken as it is.
+pub fn soak(root: &Path, soak: &Soak) -> Result<()> {
+    let mut command = cargo(root);
+    if std::env::var_os("CHANCERY_BIN").is_none() {
+        let profile = if soak.release { "release" } else { "dev" };
+        let build = ["build", "--package", "chancery", "--profile", profile];
+        plain(root, &build)?;
+        if soak.release {
+            let target = std::env::var_os("CARGO_TARGET_DIR");
+            let target = target.map_or_else(|| root.join("target"), Into::into);
+            command.env("CHANCERY_BIN", target.join("release/chancery"));
+        }
+    }
+    let test = "kill::soak::nothing_is_lost_on_a_bad_day";
+    command
+        .args(["test", "--package", "chancery-tests", "--test", "stories"])
+        .args(["--", "--exact", test, "--nocapture"])
+        .env("CHANCERY_SOAK_MESSAGES", soak.messages.to_string())
+        .env("CHANCERY_SOAK_USERS", soak.users.to_string());
+    if let Some(seed) = soak.seed {
+        command.env("CHANCERY_SOAK_SEED", seed.to_string());
+    }
+    if let Some(minutes) = soak.minutes {
+        command.env("CHANCERY_SOAK_MINUTES", minutes.to_string());
+    }
+    if soak.one {
+        command.env("CHANCERY_SOAK_SHAPE", "one");
+    }
+    ran(&mut command)
 }
 
 /// Runs a bench in the release profile.

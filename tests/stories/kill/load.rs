@@ -24,6 +24,8 @@ const CLOSES_LAG: Duration = Duration::from_secs(2);
 const ATTACH_LAG: Duration = Duration::from_secs(6);
 /// How long the load may take to settle in the end.
 const SETTLE: Duration = Duration::from_secs(45);
+/// A probe that cannot log in for so long has not recovered.
+const RETURN_LIMIT: Duration = Duration::from_secs(60);
 
 /// The probes of one run.
 pub(super) struct Load {
@@ -33,6 +35,7 @@ pub(super) struct Load {
     tasks: JoinSet<()>,
     /// When something was away, from and to.
     pub(super) outages: Vec<(Instant, Instant)>,
+    settle: Duration,
 }
 
 /// What a run came to.
@@ -47,7 +50,7 @@ pub(super) struct Figures {
     pub(super) resumed: u32,
     pub(super) told_h: u32,
     pub(super) resent: u32,
-    pub(super) records: usize,
+    pub(super) records: u64,
 }
 
 /// The accounts of a load: to be made first, and introduced in pairs.
@@ -76,6 +79,9 @@ fn seats(server: &Server) -> Result<Vec<Seat>> {
             every: EVERY,
             breaks: (seats.len() % 3 == 0)
                 .then(|| BREAKS + EVERY * u32::try_from(seats.len()).unwrap_or(0)),
+            rebinds: false,
+            quota: u64::MAX,
+            patience: RETURN_LIMIT,
         });
         Ok(())
     };
@@ -92,16 +98,27 @@ fn seats(server: &Server) -> Result<Vec<Seat>> {
 impl Load {
     /// Logs everybody in and begins to send.
     pub(super) async fn start(server: &Server) -> Result<Self> {
+        let load = Self::seated(seats(server)?, SETTLE);
+        let begun = Instant::now();
+        load.recovered(begun, Duration::from_secs(30))
+            .await
+            .context("the load does not start")?;
+        Ok(load)
+    }
+
+    /// The same for these probes, without waiting. In the end they may take `settle`.
+    pub(super) fn seated(seats: Vec<Seat>, settle: Duration) -> Self {
         let (orders, _) = watch::channel(Orders {
             sending: true,
             ..Orders::default()
         });
         let mut load = Self {
             orders,
-            seats: seats(server)?,
+            seats,
             books: Vec::new(),
             tasks: JoinSet::new(),
             outages: Vec::new(),
+            settle,
         };
         for seat in load.seats.clone() {
             let book = Notebook::default();
@@ -109,11 +126,7 @@ impl Load {
             load.tasks
                 .spawn(probe::run(seat, load.orders.subscribe(), book));
         }
-        let begun = Instant::now();
-        load.recovered(begun, Duration::from_secs(30))
-            .await
-            .context("the load does not start")?;
-        Ok(load)
+        load
     }
 
     /// Waits until `holds`, within the limit, or a probe has a problem.
@@ -267,19 +280,19 @@ impl Load {
         self.orders.send_modify(|orders| orders.sending = false);
         let count = self.books.len();
         self.until(
-            SETTLE,
+            self.settle,
             "everybody is online and all is acknowledged",
             |load| load.connected() == count && load.books.iter().all(|b| b.open().unsettled == 0),
         )
         .await?;
-        let until = Instant::now() + SETTLE;
+        let until = Instant::now() + self.settle;
         let mut quiet = 0;
         while quiet < 2 {
             if Instant::now() > until {
                 bail!("the load does not come to rest");
             }
             let before = self.reads();
-            let failed = self.mark(true, Duration::from_secs(20)).await?;
+            let failed = self.mark(true, self.settle / 2).await?;
             quiet = if failed == 0 && self.reads() == before {
                 quiet + 1
             } else {
@@ -301,11 +314,7 @@ impl Load {
         self.once()?;
         let (file, key) = server.export(true)?;
         server.must(&["verify", &file.display().to_string(), "--key", &key], "")?;
-        let records = checker::read(&file)?;
-        let mut figures = Figures {
-            records: records.len(),
-            ..Figures::default()
-        };
+        let mut figures = Figures::default();
         let mut journal = Journal::default();
         for book in &self.books {
             let mut notes = book.open();
@@ -328,9 +337,13 @@ impl Load {
             "data-archive"
         };
         let keys = server.home().join(data).join("keys.json");
-        if let Err(error) = checker::check(&journal, &records, &keys, server.domain()) {
-            self.tell(&error.to_string());
-            return Err(error);
+        let records = checker::stream(&file)?;
+        match checker::check_stream(&journal, records, &keys, server.domain()) {
+            Ok(count) => figures.records = count,
+            Err(error) => {
+                self.tell(&error.to_string());
+                return Err(error);
+            }
         }
         Ok(figures)
     }

@@ -6,9 +6,12 @@
 
 mod crowd;
 mod load;
+mod presence;
 mod probe;
 mod resource;
+mod roster;
 mod services;
 mod slow_disk;
+mod soak;
 mod stage;
 mod stanza;

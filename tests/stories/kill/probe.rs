@@ -19,8 +19,6 @@ use super::stanza::{attribute, condition, text, unwrapped};
 const SM: &str = "urn:xmpp:sm:3";
 const STREAMS: &str = "http://etherx.jabber.org/streams";
 const CARBONS: &str = "urn:xmpp:carbons:2";
-/// A probe that cannot log in for so long has not recovered.
-const RETURN_LIMIT: Duration = Duration::from_secs(60);
 /// One attempt to log in.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(12);
 /// Pause between attempts.
@@ -43,6 +41,12 @@ pub(super) struct Seat {
     pub(super) every: Duration,
     /// Its connection breaks so often without anybody's doing.
     pub(super) breaks: Option<Duration>,
+    /// It then ends its session, and begins another.
+    pub(super) rebinds: bool,
+    /// It sends so many messages, then none.
+    pub(super) quota: u64,
+    /// When it cannot log in for so long it has not recovered.
+    pub(super) patience: Duration,
 }
 
 /// What all probes are told.
@@ -200,7 +204,7 @@ pub(super) async fn run(seat: Seat, orders: watch::Receiver<Orders>, notes: Note
 impl Probe {
     /// A bound and managed session, within the limit.
     async fn connect(&mut self) -> Result<Wire> {
-        let until = Instant::now() + RETURN_LIMIT;
+        let until = Instant::now() + self.seat.patience;
         for attempt in 0.. {
             let shift = if self.seat.roams { attempt } else { 0 };
             self.gateway = (self.seat.home + shift) % self.seat.logins.len();
@@ -355,7 +359,13 @@ impl Probe {
                         return Ok(if over && closing { Over::Finished } else { Over::Broken });
                     }
                 },
-                () = &mut broken, if sending && !closing => return Ok(Over::Broken),
+                () = &mut broken, if sending && !closing => {
+                    if !self.seat.rebinds {
+                        return Ok(Over::Broken);
+                    }
+                    closing = true;
+                    wire.send("</stream:stream>").await
+                }
                 _ = tick.tick(), if sending && !closing => self.message(&mut wire).await,
                 _ = ask.tick(), if !self.past.unsettled.is_empty() && !closing => {
                     wire.send(format!("<r xmlns='{SM}'/>")).await
@@ -395,6 +405,9 @@ impl Probe {
     }
 
     async fn message(&mut self, wire: &mut Wire) -> Result<()> {
+        if self.number >= self.seat.quota {
+            return Ok(());
+        }
         self.number += 1;
         let id = format!("{}-{}-{}", self.seat.user, self.seat.resource, self.number);
         let to = self.seat.partner.clone();

@@ -16,7 +16,7 @@ const POINT_LIMIT: Duration = Duration::from_secs(15);
 const SLOW_POINT: &str = "archive::commit::before";
 
 /// Moments and choices of one round: the same for the same seed.
-pub(super) struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
     fn next(&mut self) -> u64 {
@@ -178,7 +178,10 @@ impl Stage {
                 };
                 // A slow disk now and then: more is under way, in larger groups.
                 let slow = self.dice.within(0, 2) == 1 && point != SLOW_POINT;
-                let pass = if slow {
+                // Messages pass all day; what sessions say of themselves, now and then.
+                let pass = if point.starts_with("presence") {
+                    self.dice.within(2, 10)
+                } else if slow {
                     self.dice.within(30, 90)
                 } else {
                     self.dice.within(120, 300)
