@@ -1,23 +1,33 @@
-//! The archive phase: a few users page through what the chat phases have left in their archives
-//! (XEP-0313), forward, as a client does that comes back. Counts messages by a few words; no XML tree.
+//! The archive phase: a few users, of whom each has the same number of messages in the archive, page
+//! through it (XEP-0313), forward, as a client does that comes back. Counts messages by a few words;
+//! no XML tree.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use memchr::memmem;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
+use crate::live::Live;
 use crate::meter;
-use crate::phases::Target;
-use crate::probe::Probe;
+use crate::phases::{Plan, QUIET_LIMIT, Target, connect, per, quiet};
+use crate::probe::{Equip, Probe};
 
-/// Users who page at once.
-const READERS: usize = 8;
+/// Users who page at once, in pairs.
+pub const READERS: usize = 4;
+/// Messages that each has in the archive, sent and received.
+const MESSAGES: u64 = 3000;
 /// Messages of a page.
-const PAGE: u32 = 100;
-/// Pages of one user at most.
-const PAGES: usize = 50;
+const PAGE: u32 = 50;
+/// Messages of one sender under way while the archives are filled.
+const UNDER_WAY: u64 = 8;
 /// Bytes that a page may have: whoever sends more has not understood the question.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Between two looks at a partner.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// One page as it came.
 struct Page {
@@ -26,32 +36,72 @@ struct Page {
     last: Option<String>,
 }
 
-/// Microseconds of CPU a message that was paged; `None` where there is no archive.
-pub async fn measure(target: &dyn Target) -> Result<Option<f64>> {
-    let mut readers = Vec::new();
-    for n in 0..READERS {
-        readers.push(Probe::login(&target.account(n), "history").await?);
+/// Everybody writes to the partner: half of the messages each.
+async fn fill(target: &dyn Target, plan: &Plan) -> Result<()> {
+    let who = plan.archivists();
+    let probes = connect(target, who.clone(), READERS, "fill", Equip::Chat).await?;
+    let mut tasks = JoinSet::new();
+    let mut lives = Vec::new();
+    for (n, probe) in who.clone().zip(probes) {
+        let live = Live::start(probe, &target.account(n).user, &mut tasks);
+        live.send("<presence/>").await?;
+        lives.push(live);
     }
-    // What is read for the first time is read from the disk.
-    let Some(first) = page(&mut readers[0], None, 0).await? else {
+    let mut writes = JoinSet::new();
+    for (n, live) in lives.iter().enumerate() {
+        let to = target.account(who.start + (n ^ 1)).bare();
+        let (live, partner) = (Arc::clone(live), Arc::clone(&lives[n ^ 1]));
+        writes.spawn(async move {
+            for sent in 0..MESSAGES / 2 {
+                while partner.messages() + UNDER_WAY <= sent {
+                    // The partner tells nobody else: a look now and then will do.
+                    tokio::time::sleep(LOOK).await;
+                }
+                let body = format!("{:x<100}", "");
+                live.send(&format!(
+                    "<message to='{to}' type='chat' id='h{sent}'><body>{body}</body></message>"
+                ))
+                .await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(written) = writes.join_next().await {
+        written??;
+    }
+    let until = Instant::now() + QUIET_LIMIT;
+    while lives.iter().any(|live| live.messages() < MESSAGES / 2) && Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+    }
+    for live in &lives {
+        live.close().await?;
+    }
+    quiet(target).await?;
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// Microseconds of CPU a message that was paged; `None` where there is no archive.
+pub async fn measure(target: &dyn Target, plan: &Plan) -> Result<Option<f64>> {
+    let who = plan.archivists();
+    let mut readers = connect(target, who.clone(), READERS, "history", Equip::Nothing).await?;
+    if page(&mut readers[0], None, 0).await?.is_none() {
         return Ok(None);
-    };
-    if first.messages == 0 {
-        return Ok(None);
+    }
+    fill(target, plan).await?;
+    // What is read for the first time is read from the disk; and whether it is all there.
+    let all = read(&mut readers[0], &mut 0).await?;
+    if all != MESSAGES {
+        bail!("{all} messages are in an archive that {MESSAGES} were put into");
     }
     let before = meter::cpu_us(&target.pids())?;
+    let until = Instant::now() + plan.period;
     let mut tasks = JoinSet::new();
     for mut reader in readers {
         tasks.spawn(async move {
-            let (mut messages, mut after) = (0, None);
-            for n in 1..=PAGES {
-                let page = page(&mut reader, after.as_deref(), n).await?;
-                let page = page.context("the archive is gone")?;
-                messages += page.messages;
-                after = page.last;
-                if after.is_none() {
-                    break;
-                }
+            let (mut messages, mut pages) = (0, 1000);
+            while Instant::now() < until {
+                messages += read(&mut reader, &mut pages).await?;
             }
             reader.send("</stream:stream>").await?;
             anyhow::Ok(messages)
@@ -62,10 +112,23 @@ pub async fn measure(target: &dyn Target) -> Result<Option<f64>> {
         messages += read??;
     }
     let spent = meter::cpu_us(&target.pids())? - before;
-    if messages == 0 {
-        return Ok(None);
+    quiet(target).await?;
+    Ok(Some(per(spent, messages)))
+}
+
+/// Reads an archive from its beginning to its end; counts messages.
+async fn read(probe: &mut Probe, pages: &mut usize) -> Result<u64> {
+    let (mut messages, mut after) = (0, None);
+    loop {
+        *pages += 1;
+        let page = page(probe, after.as_deref(), *pages).await?;
+        let page = page.context("the archive is gone")?;
+        messages += page.messages;
+        after = page.last;
+        if after.is_none() {
+            return Ok(messages);
+        }
     }
-    Ok(Some(spent as f64 / messages as f64))
 }
 
 /// Asks for a page; `None` when the answer is an error.

@@ -1,14 +1,18 @@
-//! The load generator: logins, idle connections, chat saturated and at a rate, against Chancery in
-//! both shapes and against its peers, in one run. Counts the servers' CPU and memory, not its own.
+//! The load generator: logins, idle connections, presence, storms, archives, chat saturated and at a
+//! rate, against Chancery in both shapes and against its peers, in one run. Counts the servers' CPU and
+//! memory, not its own.
 #![allow(clippy::disallowed_methods)] // measures real time
 
 mod chancery;
 mod history;
+mod live;
 mod meter;
 mod peers;
 mod phases;
+mod presence;
 mod probe;
 mod report;
+mod storm;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +20,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::phases::{Figures, Plan};
+use crate::phases::{Figures, Phase, Plan};
 
 /// What to measure.
 #[derive(Parser)]
@@ -34,11 +38,17 @@ struct Options {
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Idle connections.
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 10_000)]
     idle: usize,
     /// Logins measured.
     #[arg(long, default_value_t = 1000)]
     logins: usize,
+    /// Sessions that lose their connection at once.
+    #[arg(long, default_value_t = 2000)]
+    storm: usize,
+    /// Only this phase.
+    #[arg(long)]
+    phase: Vec<Phase>,
     /// Data directory's parent: a memory file system by default.
     #[arg(long, default_value = "/dev/shm")]
     data: PathBuf,
@@ -60,6 +70,8 @@ fn main() -> Result<()> {
         rate: 1000.0,
         idle: options.idle,
         logins: options.logins,
+        storm: options.storm,
+        only: options.phase,
     };
     let mut rows: Vec<Figures> = Vec::new();
     let mut names = vec!["one", "many"];
@@ -72,11 +84,11 @@ fn main() -> Result<()> {
         }
         report::note(&format!("{name}: starting"))?;
         let target: Box<dyn phases::Target> = match name {
-            "one" | "many" => Box::new(chancery::start(name, &options.data, options.users)?),
-            _ => Box::new(peers::start(name, &options.data, options.users)?),
+            "one" | "many" => Box::new(chancery::start(name, &options.data, plan.accounts())?),
+            _ => Box::new(peers::start(name, &options.data, plan.accounts())?),
         };
         let figures = runtime.block_on(phases::measure(name, &*target, &plan))?;
-        report::note(&report::line(&figures))?;
+        report::note(&report::line(&figures, &plan))?;
         rows.push(figures);
     }
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");

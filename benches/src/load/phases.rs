@@ -1,5 +1,6 @@
 //! The phases of a measurement, by the definitions of `docs/performance.md`.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,8 +12,9 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
-use crate::probe::{Account, Probe};
-use crate::{history, meter};
+use crate::probe::{Account, Equip, Probe};
+use crate::storm::{self, Storm};
+use crate::{history, meter, presence};
 
 /// A server that is measured.
 pub trait Target {
@@ -36,6 +38,48 @@ pub struct Plan {
     pub idle: usize,
     /// Logins.
     pub logins: usize,
+    /// Sessions in the storm.
+    pub storm: usize,
+    /// The only phases, or all.
+    pub only: Vec<Phase>,
+}
+
+/// What is measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Phase {
+    /// Logins.
+    Login,
+    /// Memory of idle connections.
+    Idle,
+    /// Presence fan-out.
+    Presence,
+    /// The storm.
+    Storm,
+    /// Chat, saturated and at rates.
+    Chat,
+    /// Archive paging.
+    Archive,
+}
+
+impl Plan {
+    fn has(&self, phase: Phase) -> bool {
+        self.only.is_empty() || self.only.contains(&phase)
+    }
+
+    /// Accounts that have each other on the roster: as many again, behind those that chat.
+    pub fn with_contacts(&self) -> Range<usize> {
+        self.users..2 * self.users
+    }
+
+    /// Accounts of which the archive phase knows what they have in theirs: behind all others.
+    pub fn archivists(&self) -> Range<usize> {
+        2 * self.users..self.accounts()
+    }
+
+    /// All accounts.
+    pub fn accounts(&self) -> usize {
+        2 * self.users + history::READERS
+    }
 }
 
 /// What was measured.
@@ -57,19 +101,23 @@ pub struct Figures {
     pub idle_bytes: f64,
     /// Microseconds of CPU a message paged from an archive, where there is one.
     pub paged_us: Option<f64>,
+    /// Microseconds of CPU a presence stanza.
+    pub presence_us: f64,
+    /// The storm of resumptions, and that of logins.
+    pub storms: Option<(Storm, Storm)>,
 }
 
 /// Logins under way at once.
 const LOGINS_AT_ONCE: usize = 16;
 /// Before a phase, until counters have settled.
-const SETTLE: Duration = Duration::from_millis(1500);
+pub const SETTLE: Duration = Duration::from_millis(1500);
 /// Messages of one sender under way at a rate; beyond it the sender waits, and its waiting counts.
 const UNDER_WAY_AT_RATE: usize = 256;
 /// A server that spends less than this in a [`LOOK`] has nothing left to do.
 const QUIET_US: u64 = 25_000;
 const LOOK: Duration = Duration::from_millis(500);
 /// For how long a server is waited for until it is quiet, or has delivered what is under way.
-const QUIET_LIMIT: Duration = Duration::from_secs(60);
+pub const QUIET_LIMIT: Duration = Duration::from_secs(60);
 /// Of the rate, what must have been delivered for the figure to be one of that rate.
 const REACHED: f64 = 0.95;
 
@@ -80,24 +128,50 @@ pub async fn measure(name: &str, target: &dyn Target, plan: &Plan) -> Result<Fig
         ..Figures::default()
     };
     // First contact: caches, lazy start, the salted passwords.
-    let sessions = connect(target, plan, plan.users, "first", false).await?;
-    close(sessions, target).await?;
+    let everybody = connect(
+        target,
+        0..plan.accounts(),
+        plan.accounts(),
+        "first",
+        Equip::Nothing,
+    );
+    close(everybody.await?, target).await?;
+    if plan.has(Phase::Idle) || plan.has(Phase::Presence) {
+        presence::introduce(target, plan).await?;
+    }
+    let empty = meter::rss(&target.pids())?;
 
-    let before = meter::cpu_us(&target.pids())?;
-    let sessions = connect(target, plan, plan.logins, "login", false).await?;
-    let spent = meter::cpu_us(&target.pids())? - before;
-    figures.login_ms = per(spent, plan.logins as u64) / 1000.0;
-    close(sessions, target).await?;
-
-    if plan.idle > 0 {
-        let empty = meter::rss(&target.pids())?;
-        let sessions = connect(target, plan, plan.idle, "idle", true).await?;
+    if plan.has(Phase::Login) {
+        let before = meter::cpu_us(&target.pids())?;
+        let sessions = connect(target, 0..plan.users, plan.logins, "login", Equip::Nothing).await?;
+        let spent = meter::cpu_us(&target.pids())? - before;
+        figures.login_ms = per(spent, plan.logins as u64) / 1000.0;
+        close(sessions, target).await?;
+    }
+    if plan.has(Phase::Idle) && plan.idle > 0 {
+        let who = plan.with_contacts();
+        let sessions = connect(target, who, plan.idle, "idle", Equip::Roster).await?;
         quiet(target).await?;
         let full = meter::rss(&target.pids())?;
         figures.idle_bytes = per(full.saturating_sub(empty), plan.idle as u64);
         close(sessions, target).await?;
     }
+    if plan.has(Phase::Presence) {
+        figures.presence_us = presence::measure(target, plan).await?;
+    }
+    if plan.has(Phase::Storm) && plan.storm > 0 {
+        figures.storms = Some(storm::measure(target, plan).await?);
+    }
+    if plan.has(Phase::Archive) {
+        figures.paged_us = history::measure(target, plan).await?;
+    }
+    if plan.has(Phase::Chat) {
+        chats(target, plan, &mut figures).await?;
+    }
+    Ok(figures)
+}
 
+async fn chats(target: &dyn Target, plan: &Plan, figures: &mut Figures) -> Result<()> {
     let saturated = chat(target, plan, "saturated", None).await?;
     figures.saturated_us = per(saturated.cpu_us, saturated.delivered);
     figures.saturated_rate = saturated.delivered as f64 / plan.period.as_secs_f64();
@@ -106,11 +180,11 @@ pub async fn measure(name: &str, target: &dyn Target, plan: &Plan) -> Result<Fig
     figures.rated_us = reached.then(|| per(rated.cpu_us, rated.delivered));
     let half = chat(target, plan, "half", Some(figures.saturated_rate / 2.0)).await?;
     figures.p99_ms = half.p99_us as f64 / 1000.0;
-    figures.paged_us = history::measure(target).await?;
-    Ok(figures)
+    Ok(())
 }
 
-fn per(total: u64, count: u64) -> f64 {
+/// One's share.
+pub fn per(total: u64, count: u64) -> f64 {
     total as f64 / count.max(1) as f64
 }
 
@@ -123,7 +197,7 @@ async fn close(sessions: Vec<Probe>, target: &dyn Target) -> Result<()> {
 }
 
 /// Waits until the server has nothing left to do, so that no phase pays for the one before it.
-async fn quiet(target: &dyn Target) -> Result<()> {
+pub async fn quiet(target: &dyn Target) -> Result<()> {
     tokio::time::sleep(SETTLE).await;
     let until = Instant::now() + QUIET_LIMIT;
     while Instant::now() < until {
@@ -136,26 +210,30 @@ async fn quiet(target: &dyn Target) -> Result<()> {
     Ok(())
 }
 
-/// Connects `count` sessions, spread over the users; equipped with stream management and carbons.
-async fn connect(
+/// The resource of session `n` in a phase, spread over so many users.
+pub fn resource(phase: &str, n: usize, users: usize) -> String {
+    format!("{phase}{}", n / users)
+}
+
+/// Connects `count` sessions, spread over these accounts, in their order.
+pub async fn connect(
     target: &dyn Target,
-    plan: &Plan,
+    who: Range<usize>,
     count: usize,
     phase: &str,
-    equip: bool,
+    equip: Equip,
 ) -> Result<Vec<Probe>> {
     let room = Arc::new(Semaphore::new(LOGINS_AT_ONCE));
     let mut tasks = JoinSet::new();
+    let users = who.len();
     for n in 0..count {
-        let account = target.account(n % plan.users);
-        let resource = format!("{phase}{}", n / plan.users);
+        let account = target.account(who.start + n % users);
+        let resource = resource(phase, n, users);
         let room = Arc::clone(&room);
         tasks.spawn(async move {
             let _room = room.acquire_owned().await?;
             let mut probe = Probe::login(&account, &resource).await?;
-            if equip {
-                probe.equip().await?;
-            }
+            probe.equip(equip).await?;
             anyhow::Ok((n, probe))
         });
     }
@@ -195,7 +273,7 @@ struct Run {
 
 /// Everybody writes to their partner: saturated, or at `rate` messages a second in all.
 async fn chat(target: &dyn Target, plan: &Plan, phase: &str, rate: Option<f64>) -> Result<Chat> {
-    let probes = connect(target, plan, plan.users, phase, true).await?;
+    let probes = connect(target, 0..plan.users, plan.users, phase, Equip::Chat).await?;
     let run = Arc::new(Run {
         start: Instant::now(),
         counting: AtomicBool::new(false),

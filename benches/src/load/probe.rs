@@ -1,7 +1,8 @@
 //! One load client: logs in as fast as it can, then reads by looking for a few words. No XML tree.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
@@ -10,9 +11,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD as B64;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::live::is_end;
 
 /// Salted passwords by user and salt: only the server's work is to be measured.
 pub type Salted = Arc<Mutex<HashMap<(String, String), [u8; 20]>>>;
@@ -34,10 +37,47 @@ pub struct Account {
     pub salted: Salted,
 }
 
+impl Account {
+    /// Its bare JID.
+    pub fn bare(&self) -> String {
+        format!("{}@{}", self.user, self.domain)
+    }
+}
+
+/// What a session turns on after bind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Equip {
+    /// Nothing.
+    Nothing,
+    /// Stream management and carbons.
+    Chat,
+    /// The same, and it asks for the roster.
+    Roster,
+    /// The same, and it may be resumed where the server has that.
+    Resumable,
+}
+
 /// A session.
 pub struct Probe {
     /// The stream.
     pub tls: TlsStream<TcpStream>,
+    /// By which it may be resumed.
+    pub sm_id: Option<String>,
+    /// Stanzas that came since stream management was enabled.
+    pub stanzas: u64,
+}
+
+/// Source addresses that take turns: the ports of one are soon all in TIME_WAIT.
+const SOURCES: u8 = 8;
+static SOURCE: AtomicU8 = AtomicU8::new(0);
+
+async fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let source = SOURCE.fetch_add(1, Ordering::Relaxed) % SOURCES;
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2 + source), 0)))?;
+    let tcp = socket.connect(to).await?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
 }
 
 const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
@@ -68,8 +108,14 @@ fn between<'a>(text: &'a str, open: &str, close: char) -> Option<&'a str> {
 impl Probe {
     /// TCP connect to bind.
     pub async fn login(account: &Account, resource: &str) -> Result<Self> {
-        let mut tcp = TcpStream::connect(account.address).await?;
-        tcp.set_nodelay(true)?;
+        let mut probe = Self::authenticate(account).await?;
+        probe.bind(resource).await?;
+        Ok(probe)
+    }
+
+    /// TCP connect to the features behind SASL.
+    pub async fn authenticate(account: &Account) -> Result<Self> {
+        let mut tcp = connect(account.address).await?;
         let header = format!("{HEADER}{}'>", account.domain);
         tcp.write_all(header.as_bytes()).await?;
         until(&mut tcp, &["</stream:features>"]).await?;
@@ -85,37 +131,96 @@ impl Probe {
         scram(&mut tls, account).await?;
         write(&mut tls, &header).await?;
         until(&mut tls, &["</stream:features>"]).await?;
+        Ok(Self {
+            tls,
+            sm_id: None,
+            stanzas: 0,
+        })
+    }
+
+    /// Binds a resource.
+    pub async fn bind(&mut self, resource: &str) -> Result<()> {
         write(
-            &mut tls,
+            &mut self.tls,
             &format!(
                 "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>\
                  <resource>{resource}</resource></bind></iq>"
             ),
         )
         .await?;
-        let bound = until(&mut tls, &["</iq>"]).await?;
+        let bound = until(&mut self.tls, &["</iq>"]).await?;
         if !bound.contains("<jid>") {
             bail!("not bound: {bound}");
         }
-        Ok(Self { tls })
+        Ok(())
     }
 
-    /// Stream management and carbons on.
-    pub async fn equip(&mut self) -> Result<()> {
-        write(&mut self.tls, "<enable xmlns='urn:xmpp:sm:3'/>").await?;
-        until(&mut self.tls, &["<enabled", "<failed"]).await?;
+    /// Turns on what `equip` says.
+    pub async fn equip(&mut self, equip: Equip) -> Result<()> {
+        if equip == Equip::Nothing {
+            return Ok(());
+        }
+        let enable = if equip == Equip::Resumable {
+            "<enable xmlns='urn:xmpp:sm:3' resume='true'/>"
+        } else {
+            "<enable xmlns='urn:xmpp:sm:3'/>"
+        };
+        write(&mut self.tls, enable).await?;
+        let enabled = until(&mut self.tls, &["<enabled", "<failed"]).await?;
+        self.sm_id = ["id='", "id=\""]
+            .iter()
+            .find_map(|id| between(&enabled, &format!(" {id}"), id.chars().last()?))
+            .filter(|_| equip == Equip::Resumable && enabled.contains("resume="))
+            .map(ToOwned::to_owned);
         write(
             &mut self.tls,
             "<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>",
         )
         .await?;
-        let answer = until(&mut self.tls, &["id='c'", "id=\"c\""]).await?;
-        // Only this answer: a peer may have sent other errors.
-        let iq = answer.rfind("<iq").map_or("", |at| &answer[at..]);
-        if iq.contains("type='error'") || iq.contains("type=\"error\"") {
+        let answer = self.answer("c").await?;
+        if answer.contains("type='error'") || answer.contains("type=\"error\"") {
             bail!("no carbons: {answer}");
         }
+        if equip != Equip::Chat {
+            self.roster().await?;
+        }
         Ok(())
+    }
+
+    /// Asks for the roster.
+    pub async fn roster(&mut self) -> Result<String> {
+        let get = "<iq type='get' id='roster'><query xmlns='jabber:iq:roster'/></iq>";
+        write(&mut self.tls, get).await?;
+        self.answer("roster").await
+    }
+
+    /// Resumes a session on this stream; false where the server does not.
+    pub async fn resume(&mut self, id: &str, h: u64) -> Result<bool> {
+        let resume = format!("<resume xmlns='urn:xmpp:sm:3' previd='{id}' h='{h}'/>");
+        write(&mut self.tls, &resume).await?;
+        let answer = until(&mut self.tls, &["<resumed", "<failed"]).await?;
+        Ok(answer.contains("<resumed"))
+    }
+
+    /// What comes until the answer to this IQ is whole; counts the stanzas in it.
+    async fn answer(&mut self, id: &str) -> Result<String> {
+        let ids = [format!("id='{id}'"), format!("id=\"{id}\"")];
+        let mut text = String::new();
+        loop {
+            text.push_str(&until(&mut self.tls, &[">"]).await?);
+            // Only this answer: a peer may have sent other errors.
+            let found = ids.iter().find_map(|id| text.rfind(id.as_str()));
+            let Some(from) = found.and_then(|at| text[..at].rfind("<iq")) else {
+                continue;
+            };
+            let iq = &text[from..];
+            let alone = iq.find('>').is_some_and(|end| iq[..end].ends_with('/'));
+            if alone || iq.contains("</iq>") {
+                let tags = text.split_inclusive('>').map(str::as_bytes);
+                self.stanzas += tags.filter(|tag| is_end(tag)).count() as u64;
+                return Ok(iq.to_owned());
+            }
+        }
     }
 
     /// Writes.
