@@ -70,6 +70,8 @@ enum Stopped {
 }
 
 impl Stopped {
+    /// On the gateways in turn, each attempt to log in by somebody else: who tries again and again is
+    /// delayed and refused, which is another row.
     async fn at(server: &Server, stop: Stop, gateway: usize) -> Result<Self> {
         let c2s = server.c2s[gateway % server.c2s.len()];
         let direct = server.c2s_tls[gateway % server.c2s_tls.len()];
@@ -92,7 +94,12 @@ impl Stopped {
             Stop::InDirectTls => Self::bare(direct, &[PART_OF_A_HELLO]).await?,
             Stop::UnderTls => Self::wire(server, gateway, "").await?,
             Stop::InSasl => {
-                Self::wire(server, gateway, &auth("SCRAM-SHA-256", "n,,n=alice,r=abc")).await?
+                Self::wire(
+                    server,
+                    gateway,
+                    &auth("SCRAM-SHA-256", format!("n,,n=user{gateway},r=abc")),
+                )
+                .await?
             }
             Stop::BeforeBind => {
                 let login = server.login("mallory", "m", gateway)?;
@@ -263,8 +270,9 @@ fn b10_resets_leave_nothing() {
     play_with(Shape::One, setup, accounts, &[], async |server| {
         let mut bob = witness(server).await?;
         let round = async |count: usize| -> Result<()> {
-            for _ in 0..count {
-                for stopped in try_join_all(STOPS.map(|s| Stopped::at(server, s, 0))).await? {
+            for number in 0..count {
+                let some = STOPS.map(|stop| Stopped::at(server, stop, number));
+                for stopped in try_join_all(some).await? {
                     match stopped {
                         Stopped::Bare(socket) => socket.set_zero_linger()?,
                         // Dropped without the end of TLS, unread bytes included.
