@@ -322,9 +322,11 @@ pub(crate) async fn follow_presence(gateway: Arc<Gateway>) {
             if stream.send(hello).await.is_ok() {
                 pause = REOPEN_FIRST;
                 tracing::info!("attached to presence");
+                gateway.departed.back(gateway.clock.monotonic());
                 while let Some(up) = stream.recv().await {
                     on_presence(&gateway, up);
                 }
+                gateway.departed.lost();
                 tracing::info!("the stream of presence is lost");
             }
         }

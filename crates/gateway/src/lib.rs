@@ -9,6 +9,7 @@ pub mod authority;
 mod blocks;
 pub mod config;
 pub mod contacts;
+mod departed;
 mod features;
 mod follow;
 pub mod iq;

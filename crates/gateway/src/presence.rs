@@ -316,12 +316,20 @@ async fn again(
         ..said(gateway, identity, act)
     };
     send(gateway, item, None).await?;
-    identity.followed.lock().shown = heard_by;
+    if heard_by.is_some() {
+        // Else who saw it is forgotten only when they have heard of the end.
+        identity.followed.lock().shown = heard_by;
+    }
     Ok(())
 }
 
 /// `unavailable` to those who saw us needs no verdict; its text does, for the record.
 async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<(), Away> {
+    if !gateway.departed.may_tell(gateway.clock.monotonic()) {
+        // Nothing is delivered to it any more; it is said when everybody can hear it.
+        let update = gateway.update(identity, Change::Presence(None)).await;
+        return Err(update.map_or(Away, |()| Away));
+    }
     let mut payload = own.payload.clone();
     let mut status = own.status.as_str();
     if own.has_content {
@@ -341,10 +349,11 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
         .update(identity, Change::Presence(None))
         .await
         .map_err(|_| Away)?;
-    let targets = {
-        let mut followed = identity.followed.lock();
-        followed.probed = false;
-        followed.directed()
+    identity.followed.lock().probed = false;
+    let targets = if gateway.departed.was_away() {
+        seen_by(gateway, identity).await?
+    } else {
+        identity.followed.lock().directed()
     };
     let item = PublishItem {
         payload,
@@ -352,7 +361,11 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
         ..said(gateway, identity, Act::Unavailable)
     };
     send(gateway, item, own.trace).await?;
-    identity.followed.lock().directed.clear();
+    {
+        let mut followed = identity.followed.lock();
+        followed.shown = None;
+        followed.directed.clear();
+    }
     last::note(gateway, identity, status).await;
     Ok(())
 }
@@ -433,19 +446,45 @@ fn said_status(element: &Element) -> String {
     status.map_or_else(String::new, |status| element.child_text(status))
 }
 
-/// The session is gone without a word.
-pub(crate) async fn gone(gateway: &Gateway, identity: &Identity) {
-    let payload = gone_payload(identity);
+/// The session is gone without a word. While the presence service does not know who is there, that is
+/// kept until it does.
+pub(crate) async fn gone(gateway: &Gateway, identity: &Arc<Identity>) {
     let targets = identity.followed.lock().directed();
+    if !gateway.departed.may_tell(gateway.clock.monotonic())
+        || ended(gateway, identity, targets).await.is_err()
+    {
+        gateway.departed.keep(Arc::clone(identity));
+    }
+}
+
+/// The same, later: a presence service that has lost its state is told who saw the session.
+pub(crate) async fn departed(gateway: &Gateway, identity: &Identity) -> Result<(), Away> {
+    let targets = seen_by(gateway, identity).await?;
+    ended(gateway, identity, targets).await
+}
+
+/// Everybody who was shown this session. Whoever was behind a wall has seen nothing, and hears of no end.
+async fn seen_by(gateway: &Gateway, identity: &Identity) -> Result<Vec<String>, Away> {
+    let (shown, mut targets) = {
+        let followed = identity.followed.lock();
+        (followed.shown.clone(), followed.directed())
+    };
+    if let Some(shown) = shown {
+        let others = shown.from.iter().cloned();
+        let (contacts, _) = allowed(gateway, identity, others, None).await?;
+        targets.extend(contacts);
+        targets.push(identity.account.to_string());
+    }
+    Ok(targets)
+}
+
+async fn ended(gateway: &Gateway, identity: &Identity, targets: Vec<String>) -> Result<(), Away> {
     let item = PublishItem {
-        payload,
+        payload: gone_payload(identity),
         targets,
         ..said(gateway, identity, Act::Unavailable)
     };
-    if send(gateway, item, None).await.is_err() {
-        // The presence service ends sessions that are not registered again.
-        tracing::debug!("the end of a session's presence was not taken");
-    }
+    send(gateway, item, None).await
 }
 
 fn gone_payload(identity: &Identity) -> Bytes {

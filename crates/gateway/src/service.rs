@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::{ArchiveLink, follow_archive, follow_presence};
 use crate::blocks::{Blocks, follow_blocks};
 use crate::config::Config;
+use crate::departed::{Departed, tell_departed};
 use crate::follow::{follow_directory, follow_policy};
 use crate::iq::Handlers;
 use crate::listen::Domains;
@@ -96,6 +97,7 @@ pub struct Gateway {
     pub(crate) sessions: Sessions,
     pub(crate) handlers: Handlers,
     pub(crate) permits: Permits,
+    pub(crate) departed: Departed,
     /// 0 = nothing heard yet.
     pub(crate) directory_version: AtomicU64,
     /// Asked to end: no new sessions.
@@ -202,6 +204,7 @@ impl Gateway {
             link: ArchiveLink::default(),
             sessions: Sessions::default(),
             permits: Permits::default(),
+            departed: Departed::default(),
             directory_version: AtomicU64::new(0),
             ending: parts.streams.signal().clone(),
             streams: parts.streams.clone(),
@@ -247,7 +250,7 @@ impl Gateway {
 
     /// Everything that is followed until the sessions are gone.
     fn follow(gateway: &Arc<Self>, services: &Tasks) {
-        let all: [(&'static str, BoxFuture<'static, ()>); 6] = [
+        let all: [(&'static str, BoxFuture<'static, ()>); 7] = [
             (
                 "gateway archive",
                 follow_archive(Arc::clone(gateway)).boxed(),
@@ -255,6 +258,10 @@ impl Gateway {
             (
                 "gateway presence",
                 follow_presence(Arc::clone(gateway)).boxed(),
+            ),
+            (
+                "gateway departed",
+                tell_departed(Arc::clone(gateway)).boxed(),
             ),
             ("gateway policy", follow_policy(Arc::clone(gateway)).boxed()),
             (

@@ -76,7 +76,8 @@ impl Plan {
             let logins = (0..gateways)
                 .map(|gateway| server.login(&user, "r", gateway))
                 .collect::<Result<Vec<_>>>()?;
-            let breaks = Duration::from_millis(dice.within(4_000, 60_000));
+            let rarely = (self.time.as_millis() as u64 / 2).clamp(4_000, 60_000);
+            let breaks = Duration::from_millis(dice.within(rarely / 8, rarely));
             seats.push(Seat {
                 partner: format!("{partner}@{}", server.domain()),
                 home: usize::try_from(dice.within(0, gateways as u64))?,
@@ -118,15 +119,28 @@ fn sent(load: &Load) -> u64 {
         .sum()
 }
 
-async fn everybody(load: &Load) -> Result<Duration> {
+/// The process says that it is ready.
+async fn ready(server: &Server, role: &str) -> Result<()> {
     let begun = Instant::now();
+    while !server
+        .probe(role, "/ready")
+        .is_ok_and(|(status, _)| status == 200)
+    {
+        if begun.elapsed() > BACK {
+            bail!("not ready after {BACK:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn everybody(load: &Load) -> Result<()> {
     let count = load.books.len();
     load.until(BACK, "everybody is online", |load| {
         load.connected() == count
     })
     .await
-    .with_context(|| format!("{} of {count} are", load.connected()))?;
-    Ok(begun.elapsed())
+    .with_context(|| format!("{} of {count} are", load.connected()))
 }
 
 /// Kills one after the other until all is sent.
@@ -140,7 +154,8 @@ async fn chaos(
     let mut slowest = Duration::ZERO;
     let mut told = Instant::now();
     loop {
-        let until = Instant::now() + Duration::from_millis(dice.within(2_000, 9_000));
+        let pause = (plan.time.as_millis() as u64 / 12).clamp(400, 9_000);
+        let until = Instant::now() + Duration::from_millis(dice.within(pause / 4, pause));
         while Instant::now() < until {
             if sent(load) >= plan.messages {
                 return Ok(slowest);
@@ -159,10 +174,14 @@ async fn chaos(
         server
             .begin_again(role)
             .with_context(|| format!("{role} starts again"))?;
-        let took = everybody(load)
+        let again = Instant::now();
+        ready(server, role)
             .await
             .with_context(|| format!("{role} is back"))?;
-        slowest = slowest.max(took);
+        everybody(load)
+            .await
+            .with_context(|| format!("{role} is back"))?;
+        slowest = slowest.max(again.elapsed());
         // What was acknowledged just before may come again, to who was cut off.
         if !["policy", "roster"].contains(&role) {
             load.outages.push((died, Instant::now()));

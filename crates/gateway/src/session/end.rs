@@ -56,7 +56,11 @@ impl Session {
             .as_ref()
             .and_then(|ending| ending.error.as_ref())
             .is_some_and(|error| error.condition == StreamCondition::NotAuthorized);
-        let seen = available || !identity.followed.lock().directed.is_empty();
+        let seen = {
+            let followed = identity.followed.lock();
+            // Also when it has said that it is gone, and that could not be told.
+            available || followed.shown.is_some() || !followed.directed.is_empty()
+        };
         let Self {
             gateway,
             handle,
