@@ -13,6 +13,7 @@ mod documentation;
 mod evidence;
 mod hostile;
 mod kill;
+mod long;
 mod play;
 mod sessions;
 mod standards;
