@@ -14,6 +14,7 @@ mod documentation;
 mod evidence;
 mod hostile;
 mod kill;
+mod long;
 mod play;
 mod power;
 mod sessions;

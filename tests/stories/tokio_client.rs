@@ -1,7 +1,6 @@
 //! tokio-xmpp, a client that we did not write, in both wirings: SCRAM with the channel bound, STARTTLS
 //! against the local authority, presence, and messages there and back.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +12,8 @@ use tokio_xmpp::parsers::message::{Lang, Message, MessageType};
 use tokio_xmpp::parsers::presence::{Presence, Type};
 use tokio_xmpp::xmlstream::Timeouts;
 use tokio_xmpp::{Client, Event, Stanza, rustls};
+
+use crate::clients::authorities;
 
 /// Says to the child what it plays: `ADDRESS DOMAIN` a line for each of the two clients.
 const PLAYS: &str = "CHANCERY_TEST_TOKIO_XMPP";
@@ -110,7 +111,7 @@ fn chats_in(shape: Shape) {
     let places: Vec<String> = (0..2)
         .map(|n| format!("{} {}", server.c2s[n % server.c2s.len()], server.domain()))
         .collect();
-    let authority = both_authorities(&server);
+    let authority = authorities(&server).unwrap();
     let played = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -133,14 +134,6 @@ fn chats_in(shape: Shape) {
         "{:?}",
         server.complaints(&[])
     );
-}
-
-/// One file with what clients of either gateway have to trust.
-fn both_authorities(server: &Server) -> std::path::PathBuf {
-    let file = server.home().join("authorities.pem");
-    let read = |n: usize| std::fs::read_to_string::<&Path>(&server.authority(n)).unwrap();
-    std::fs::write(&file, format!("{}\n{}", read(0), read(1))).unwrap();
-    file
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The project's own tasks: code generation, tests, tidiness, benches. Owns their logic; CI only calls it.
 
+mod clients;
 mod codegen;
 mod floors;
 mod run;
@@ -26,7 +27,7 @@ enum Task {
     },
     /// Checks floors, file headers and lengths, and that generated files are fresh.
     Tidy,
-    /// Runs the tests: everything of a change (default), `kill`, or `long`.
+    /// Runs the tests: everything of a change (default), `kill`, `clients`, or `long`.
     Test {
         /// Which part.
         #[arg(value_enum, default_value_t = run::Part::Change)]

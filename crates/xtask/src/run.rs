@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::tidy;
+use crate::{clients, tidy};
 
 /// A part of the tests.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -15,7 +15,9 @@ pub enum Part {
     Change,
     /// Only the kill tests.
     Kill,
-    /// A change's tests, then what is too slow for every change: twenty kills, and the clients.
+    /// Only the clients that we did not write, quick and slow.
+    Clients,
+    /// A change's tests, then what is too slow for every change: clients, and twenty kills.
     Long,
 }
 
@@ -67,8 +69,10 @@ pub fn test(root: &Path, part: Part, times: u32) -> Result<()> {
     match part {
         Part::Kill => kill(root, times, &mut tally)?,
         Part::Change => change(root, times, &mut tally)?,
+        Part::Clients => all_clients(root, &mut tally)?,
         Part::Long => {
             change(root, times, &mut tally)?;
+            slow_clients(root, &mut tally)?;
             kill(root, LONG_TIMES, &mut tally)?;
         }
     }
@@ -103,7 +107,7 @@ fn change(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
             ],
         )
     })?;
-    step(tally, "python client", || python(root))?;
+    step(tally, "clients", || clients::quick(root))?;
     step(tally, "build", || {
         plain(root, &["build", "--quiet", "--package", "chancery"])
     })?;
@@ -120,18 +124,30 @@ fn change(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
     counted(root, &rest, times, tally)?;
     let scenarios = ["test", "--package", "chancery-tests", "--test", "scenarios"];
     counted(root, &scenarios, times, tally)?;
-    let stories = [
-        "test",
-        "--package",
-        "chancery-tests",
-        "--test",
-        "stories",
-        "--",
-        "--skip",
-        "kill::",
-    ];
-    counted(root, &stories, times, tally)?;
+    let quick = stories(&["--skip", "kill::", "--skip", "long::"]);
+    counted(root, &quick, times, tally)?;
     kill_rounds(root, times, tally)
+}
+
+fn all_clients(root: &Path, tally: &mut Tally) -> Result<()> {
+    step(tally, "clients", || clients::quick(root))?;
+    step(tally, "build", || {
+        plain(root, &["build", "--quiet", "--package", "chancery"])
+    })?;
+    counted(root, &stories(&["clients::", "tokio_client::"]), 0, tally)?;
+    slow_clients(root, tally)
+}
+
+/// One at a time: they have a screen, and an address that is the standard's.
+fn slow_clients(root: &Path, tally: &mut Tally) -> Result<()> {
+    step(tally, "slow clients", || clients::slow(root))?;
+    counted(root, &stories(&["long::", "--test-threads=1"]), 0, tally)
+}
+
+/// The arguments that run stories, with what the runner is told.
+fn stories<'a>(told: &[&'a str]) -> Vec<&'a str> {
+    let command = ["test", "--package", "chancery-tests", "--test", "stories"];
+    [&command[..], &["--"], told].concat()
 }
 
 fn kill(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
@@ -165,29 +181,8 @@ fn power_cuts(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
 
 /// One at a time: each has a deployment under load, and timing that matters.
 fn kill_rounds(root: &Path, times: u32, tally: &mut Tally) -> Result<()> {
-    let arguments = [
-        "test",
-        "--package",
-        "chancery-tests",
-        "--test",
-        "stories",
-        "--",
-        "kill::",
-        "--test-threads=1",
-    ];
+    let arguments = stories(&["kill::", "--test-threads=1"]);
     counted(root, &arguments, times, tally)
-}
-
-/// A virtual environment with the Python client that we did not write.
-fn python(root: &Path) -> Result<()> {
-    let venv = root.join("target/python");
-    if venv.join("bin/slixmpp-ready").exists() {
-        return Ok(());
-    }
-    ran(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-    ran(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "slixmpp==1.17.0"]))?;
-    std::fs::write(venv.join("bin/slixmpp-ready"), "")?;
-    Ok(())
 }
 
 fn step(tally: &mut Tally, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -212,7 +207,7 @@ fn plain(root: &Path, arguments: &[&str]) -> Result<()> {
     ran(cargo(root).args(arguments))
 }
 
-fn ran(command: &mut Command) -> Result<()> {
+pub(crate) fn ran(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{command:?}"))?;
     if !status.success() {
         bail!("{command:?}: {status}");
