@@ -4,6 +4,8 @@
 //! Owns the order of these steps. Who is told of what stays with the presence service; what cannot
 //! be published now is owed, and the session tries again.
 
+mod owed;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,6 +29,8 @@ use crate::session::identity::{Change, Identity};
 use crate::session::window::Handled;
 use crate::subscription;
 use crate::trace;
+
+pub(crate) use owed::{Owed, Why};
 
 /// The presence service answers by then.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
@@ -55,53 +59,6 @@ pub(crate) struct Own {
     /// The shard was asked to record it once: a further time needs a key of its own, because
     /// later stanzas may have passed it.
     asked: AtomicBool,
-}
-
-/// Why presence is published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// The client said so.
-    Changed,
-    /// The policy changed.
-    Refresh,
-    /// The roster changed.
-    Roster,
-    /// The presence service lost its state.
-    Resync,
-}
-
-/// What could not be published, by reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Owed {
-    changed: bool,
-    resync: bool,
-    refresh: bool,
-    roster: bool,
-}
-
-impl Owed {
-    /// One more reason.
-    pub(crate) fn add(&mut self, why: Why) {
-        match why {
-            Why::Changed => self.changed = true,
-            Why::Resync => self.resync = true,
-            Why::Refresh => self.refresh = true,
-            Why::Roster => self.roster = true,
-        }
-    }
-
-    /// What has to be done: a change says everything that the others would.
-    pub(crate) fn reasons(self) -> impl Iterator<Item = Why> {
-        let all = [
-            (Why::Resync, self.resync && !self.changed),
-            (Why::Refresh, self.refresh && !self.changed),
-            (Why::Roster, self.roster && !self.refresh && !self.changed),
-            (Why::Changed, self.changed),
-        ];
-        all.into_iter()
-            .filter(|(_, owed)| *owed)
-            .map(|(why, _)| why)
-    }
 }
 
 /// Something that is needed is out of reach.

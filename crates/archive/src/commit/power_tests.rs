@@ -10,7 +10,7 @@
     clippy::disallowed_methods
 )]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 
 use chancery_evidence::{ExportWriter, Finding, Kind, Outcome, verify};
@@ -184,9 +184,8 @@ impl Run {
             let (from, to) = (self.dice.below(4) as usize, self.dice.below(4) as usize);
             let ids = [to, from].map(|at| at as i64 + 1);
             for (id, at) in ids.into_iter().zip([to, from]) {
-                if !self.mailboxes.contains_key(&id) {
-                    let mailbox = Mailbox::new(id, Instant::now());
-                    self.mailboxes.insert(id, mailbox);
+                if let btree_map::Entry::Vacant(free) = self.mailboxes.entry(id) {
+                    free.insert(Mailbox::new(id, Instant::now()));
                     self.now.rows.insert(id, Default::default());
                     made.push((id, Arc::from(OWNERS[at])));
                 }
