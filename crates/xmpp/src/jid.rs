@@ -79,7 +79,8 @@ pub fn parse(raw: &str) -> Result<Jid, JidError> {
         Jid::new(&text).map_err(|error| refusal(&error))?,
         raw.is_ascii(),
     )?;
-    check_domain(jid.domain().as_str())?;
+    // As it is written: a second dot at the end is in the text, and not in what the part says.
+    check_domain(written_domain(jid.as_str()))?;
     if let Some(local) = jid.node() {
         // stringprep may map a harmless character to a forbidden one
         check_local(local.as_str())?;
@@ -142,6 +143,11 @@ pub fn is_ip_literal(domain: &str) -> bool {
         Some(digits) => digits.bytes().all(|b| b.is_ascii_hexdigit()),
         None => !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()),
     }
+}
+
+fn written_domain(address: &str) -> &str {
+    let bare = address.split_once('/').map_or(address, |(bare, _)| bare);
+    bare.split_once('@').map_or(bare, |(_, domain)| domain)
 }
 
 fn strip_dot(domain: &str) -> &str {
@@ -275,6 +281,10 @@ mod tests {
             " a@d",
             "a@d d",
             "a@d..",
+            "a@d../r",
+            "d../r",
+            "a@d.\u{3002}/r",
+            "a@d\u{3002}\u{3002}",
             "a@.d",
             "a@d..d",
             "a@-d",

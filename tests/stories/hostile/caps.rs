@@ -49,7 +49,7 @@ fn binds(shape: Shape) {
                 bound = true;
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(400)).await;
         }
         ensure!(bound, "no room although one went");
         ensure!(held[0].until_marker().await?.is_empty());
