@@ -10,7 +10,8 @@ use chancery_testkit::server::{Server, Shape};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::probe::{self, Notebook, Orders, Read, Seat};
+use super::notes::{Notebook, Read};
+use super::probe::{self, Orders, Seat};
 
 /// Pairs of users, by the gateways of the two.
 const PAIRS: [(usize, usize); 6] = [(0, 1), (1, 0), (0, 0), (1, 1), (0, 1), (0, 0)];
