@@ -322,6 +322,7 @@ impl Probe {
                 },
                 () = &mut broken, if sending && !closing => {
                     if !self.seat.rebinds {
+                        self.notes.open().breaks.push(Instant::now());
                         return Ok(Over::Broken);
                     }
                     closing = true;
