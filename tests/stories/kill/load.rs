@@ -10,7 +10,8 @@ use chancery_testkit::server::{Server, Shape};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::probe::{self, Notebook, Orders, Read, Seat};
+use super::notes::{Notebook, Read};
+use super::probe::{self, Orders, Seat};
 
 /// Pairs of users, by the gateways of the two.
 const PAIRS: [(usize, usize); 6] = [(0, 1), (1, 0), (0, 0), (1, 1), (0, 1), (0, 0)];
@@ -311,7 +312,10 @@ impl Load {
             .await
             .context("probes do not end")?;
         self.no_wrong_errors()?;
-        self.once()?;
+        if let Err(error) = self.once() {
+            self.tell(&error.to_string());
+            return Err(error);
+        }
         let (file, key) = server.export(true)?;
         server.must(&["verify", &file.display().to_string(), "--key", &key], "")?;
         let mut figures = Figures::default();
@@ -379,6 +383,11 @@ impl Load {
                     }
                     continue;
                 };
+                // It broke off behind the acknowledgement, and did not resume: that may be lost.
+                let broke = |at: &Instant| acknowledged <= *at && *at < acknowledged + CLOSES_LAG;
+                if before.session != read.session && notes.breaks.iter().any(broke) {
+                    continue;
+                }
                 let excused = self.outages.iter().any(|(from, to)| {
                     acknowledged + CLOSES_LAG > *from && acknowledged < *to + ATTACH_LAG
                 });
@@ -404,7 +413,7 @@ impl Load {
             println!("away from {} ms to {} ms", ms(*from), ms(*to));
         }
         let mut named: BTreeMap<&str, Instant> = BTreeMap::new();
-        for word in complaint.split(|c: char| c.is_whitespace() || c == '\'') {
+        for word in complaint.split(|c: char| c.is_whitespace() || "'\",".contains(c)) {
             if let Some((id, at)) = sent.get_key_value(word) {
                 named.insert(id, *at);
             }

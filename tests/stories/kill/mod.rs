@@ -6,6 +6,7 @@
 
 mod crowd;
 mod load;
+mod notes;
 mod presence;
 mod probe;
 mod resource;

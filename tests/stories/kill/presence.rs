@@ -8,7 +8,7 @@ use chancery_testkit::client::Client;
 use chancery_testkit::server::Shape;
 use chancery_testkit::wire::Incoming;
 
-use super::probe::Shown;
+use super::notes::Shown;
 use super::stage::{Moment, Stage, rounds};
 
 /// The service is back by then.

@@ -3,17 +3,17 @@
 //!
 //! Owns the client's half of XEP-0198; refuses to judge: that is [`super::load`]'s and the checker's.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use chancery_testkit::checker::{Delivered, Journal, Sent};
+use chancery_testkit::checker::{Delivered, Sent};
 use chancery_testkit::client::{Login, authenticate};
 use chancery_testkit::wire::{Incoming, Wire};
 use chancery_xml::Element;
 use tokio::sync::watch;
 
+use super::notes::{Bounced, Notebook, Read, Shown};
 use super::stanza::{attribute, condition, text, unwrapped};
 
 const SM: &str = "urn:xmpp:sm:3";
@@ -23,6 +23,8 @@ const CARBONS: &str = "urn:xmpp:carbons:2";
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(12);
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(150);
+/// Of so many acknowledged stanzas a probe remembers what they were.
+const SETTLED: usize = 256;
 /// How often a probe asks for an acknowledgement.
 const ASK: Duration = Duration::from_millis(400);
 
@@ -62,69 +64,6 @@ pub(super) struct Orders {
     pub(super) over: bool,
 }
 
-/// A message that was read.
-#[derive(Clone, Debug)]
-pub(super) struct Read {
-    pub(super) id: String,
-    pub(super) stanza_id: String,
-    pub(super) at: Instant,
-    /// The probe's sessions are numbered.
-    pub(super) session: u32,
-    /// When an `<a/>` that covers it was written.
-    pub(super) acknowledged: Option<Instant>,
-}
-
-/// A message that came back.
-#[derive(Clone, Debug)]
-pub(super) struct Bounced {
-    pub(super) id: String,
-    pub(super) condition: String,
-    pub(super) kind: String,
-}
-
-/// A presence that was read.
-#[derive(Clone, Debug)]
-#[allow(dead_code)] // printed
-pub(super) struct Shown {
-    pub(super) from: String,
-    pub(super) kind: String,
-    pub(super) at: Instant,
-}
-
-/// What a probe writes down.
-#[derive(Default)]
-pub(super) struct Notes {
-    pub(super) journal: Journal,
-    /// When each message was written first.
-    pub(super) sent_at: HashMap<String, Instant>,
-    pub(super) reads: Vec<Read>,
-    pub(super) bounced: Vec<Bounced>,
-    pub(super) presences: Vec<Shown>,
-    pub(super) stream_errors: Vec<String>,
-    pub(super) connected: bool,
-    pub(super) sessions: u32,
-    /// Times that a session went on with another stream.
-    pub(super) resumed: u32,
-    pub(super) resent: u32,
-    pub(super) told_h: u32,
-    /// Stanzas without acknowledgement.
-    pub(super) unsettled: usize,
-    pub(super) marked: u32,
-    /// The last marker came back as an error.
-    pub(super) mark_failed: bool,
-    pub(super) problems: Vec<String>,
-}
-
-/// Notes that the test reads while the probe writes.
-#[derive(Clone, Default)]
-pub(super) struct Notebook(Arc<Mutex<Notes>>);
-
-impl Notebook {
-    pub(super) fn open(&self) -> MutexGuard<'_, Notes> {
-        self.0.lock().unwrap()
-    }
-}
-
 /// A stanza that is not acknowledged; with its id when it is a message.
 #[derive(Clone)]
 struct Unsettled {
@@ -138,6 +77,8 @@ struct Past {
     sm_id: String,
     /// The server's last `h`.
     acknowledged: u32,
+    /// What it covered last: ids of messages.
+    settled: VecDeque<Option<String>>,
     unsettled: VecDeque<Unsettled>,
     received: u32,
 }
@@ -289,7 +230,11 @@ impl Probe {
         let Some(h) = answer.header.attr("h") else {
             return Ok(false);
         };
-        let Some(past) = self.handled(past, h.parse()?) else {
+        let mut h: u32 = h.parse()?;
+        if !resumed {
+            h = self.at_least_acknowledged(&past, h);
+        }
+        let Some(past) = self.handled(past, h) else {
             return Ok(false);
         };
         if !resumed {
@@ -304,6 +249,22 @@ impl Probe {
         }
         self.past = past;
         Ok(true)
+    }
+
+    /// After the end of a session its count is what the log has. What was acknowledged last may not be in
+    /// there: requests, presence, and messages that came back.
+    fn at_least_acknowledged(&self, past: &Past, h: u32) -> u32 {
+        let notes = self.notes.open();
+        let unlogged = |id: &&Option<String>| {
+            let returned = |id| notes.journal.errors.contains_key(id);
+            id.as_ref().is_none_or(returned)
+        };
+        let unlogged = past.settled.iter().rev().take_while(unlogged).count();
+        if h < past.acknowledged && (past.acknowledged - h) as usize <= unlogged {
+            past.acknowledged
+        } else {
+            h
+        }
     }
 
     /// The server has handled so many: leaves what has to be sent again. `None` if that cannot be.
@@ -361,6 +322,7 @@ impl Probe {
                 },
                 () = &mut broken, if sending && !closing => {
                     if !self.seat.rebinds {
+                        self.notes.open().breaks.push(Instant::now());
                         return Ok(Over::Broken);
                     }
                     closing = true;
@@ -504,8 +466,11 @@ impl Probe {
                 }
                 self.past.acknowledged = h;
                 for settled in self.past.unsettled.drain(..more) {
-                    notes.journal.acknowledged.extend(settled.id);
+                    notes.journal.acknowledged.extend(settled.id.clone());
+                    self.past.settled.push_back(settled.id);
                 }
+                let surplus = self.past.settled.len().saturating_sub(SETTLED);
+                self.past.settled.drain(..surplus);
                 notes.unsettled = self.past.unsettled.len();
             }
             _ => self
