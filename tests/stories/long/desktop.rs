@@ -2,6 +2,7 @@
 //! The program gets names and trust of its own in namespaces of its own, so the machine keeps its;
 //! that needs root. Owns nothing of the program.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,8 +13,11 @@ use crate::clients::must;
 
 /// How long a screen may take to be there.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// A place that nobody listens at, for names of hosts that are to lead to the test.
-pub(super) const ADDRESS: &str = "127.0.52.22";
+/// An address that nobody else listens at, where the standard's port is free for this process.
+pub(super) fn address() -> Ipv4Addr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 52, high, low.max(1))
+}
 
 pub(super) struct Desktop {
     display: String,
@@ -51,11 +55,11 @@ impl Desktop {
         Ok(desktop)
     }
 
-    /// Starts a program for which `domain` is at [`ADDRESS`], and which trusts `authorities`.
+    /// Starts a program for which `domain` is at [`address`], and which trusts `authorities`.
     pub(super) fn run(&mut self, program: &str, domain: &str, authorities: &Path) -> Result<()> {
         let hosts = self.home.join("hosts");
         let known = std::fs::read_to_string("/etc/hosts")?;
-        std::fs::write(&hosts, format!("{known}\n{ADDRESS} {domain}\n"))?;
+        std::fs::write(&hosts, format!("{known}\n{} {domain}\n", address()))?;
         let script = format!(
             "mount --bind {} /etc/hosts && mount --bind {} /etc/ssl/certs/ca-certificates.crt \
              && exec dbus-run-session -- {program}",

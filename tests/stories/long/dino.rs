@@ -11,7 +11,7 @@ use chancery_testkit::client::Client;
 use chancery_testkit::server::{PASSWORD, Server, Shape};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::desktop::{ADDRESS, Desktop};
+use super::desktop::{Desktop, address};
 use crate::clients::{authorities, installed, must, named, recorded, repository};
 use crate::play::play;
 
@@ -118,7 +118,7 @@ async fn story(server: &Server, pictures: &Path) -> Result<()> {
         .await?;
     says(&mut phone, &alice, "before Dino").await?;
 
-    let listener = TcpListener::bind((ADDRESS, 5222)).await?;
+    let listener = TcpListener::bind((address(), 5222)).await?;
     let gateway = server.c2s[server.c2s.len() - 1];
     let leading = tokio::spawn(lead(listener, gateway));
     let home = server.home().join("dino");
