@@ -85,7 +85,7 @@ fn main() -> Result<()> {
         report::note(&format!("{name}: starting"))?;
         let target: Box<dyn phases::Target> = match name {
             "one" | "many" => Box::new(chancery::start(name, &options.data, plan.accounts())?),
-            _ => Box::new(peers::start(name, &options.data, plan.accounts())?),
+            _ => Box::new(peers::start(name, &options.data, &plan)?),
         };
         let figures = runtime.block_on(phases::measure(name, &*target, &plan))?;
         report::note(&report::line(&figures, &plan))?;

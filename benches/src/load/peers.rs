@@ -21,7 +21,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use crate::phases::Target;
+use crate::phases::{Plan, Target};
+use crate::presence;
 use crate::probe::{Account, Salted};
 use crate::report::note;
 
@@ -49,6 +50,8 @@ struct Place {
     users: usize,
     /// Every message into both users' archives.
     archive: bool,
+    /// Users with their contacts.
+    rosters: Vec<(usize, Vec<usize>)>,
 }
 
 /// A running peer.
@@ -57,11 +60,13 @@ pub struct Peer {
     address: SocketAddr,
     tls: Arc<ClientConfig>,
     salted: Salted,
+    /// Rosters were there before it started.
+    has_rosters: bool,
     _home: tempfile::TempDir,
 }
 
-/// Starts `prosody`, `prosody-off`, `ejabberd` or `ejabberd-off` with `users` accounts.
-pub fn start(name: &str, data: &Path, users: usize) -> Result<Peer> {
+/// Starts `prosody`, `prosody-off`, `ejabberd` or `ejabberd-off` with the plan's accounts.
+pub fn start(name: &str, data: &Path, plan: &Plan) -> Result<Peer> {
     let (server, archive) = match name.strip_suffix("-off") {
         Some(server) => (server, false),
         None => (name, true),
@@ -77,7 +82,7 @@ pub fn start(name: &str, data: &Path, users: usize) -> Result<Peer> {
     let directory = tempfile::Builder::new()
         .prefix("chancery-peer-")
         .tempdir_in(data)?;
-    let place = prepare(directory.path(), users, archive)?;
+    let place = prepare(directory.path(), plan, archive)?;
     let mut command = match server {
         "prosody" => prosody::command(&place)?,
         _ => ejabberd::command(&place)?,
@@ -96,6 +101,7 @@ pub fn start(name: &str, data: &Path, users: usize) -> Result<Peer> {
         address: place.address,
         tls: unchecked(),
         salted: Salted::default(),
+        has_rosters: server == "prosody",
         _home: directory,
     };
     let told = (server == "ejabberd").then(|| ejabberd::told(&place));
@@ -107,7 +113,7 @@ pub fn start(name: &str, data: &Path, users: usize) -> Result<Peer> {
     Ok(peer)
 }
 
-fn prepare(home: &Path, users: usize, archive: bool) -> Result<Place> {
+fn prepare(home: &Path, plan: &Plan, archive: bool) -> Result<Place> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let mut parameters = rcgen::CertificateParams::new([DOMAIN.to_owned()])?;
     // ejabberd cannot read the years that rcgen would take.
@@ -121,8 +127,9 @@ fn prepare(home: &Path, users: usize, archive: bool) -> Result<Place> {
         certificate: home.join("certificate.pem"),
         key: home.join("key.pem"),
         both: home.join("both.pem"),
-        users,
+        users: plan.accounts(),
         archive,
+        rosters: presence::rosters(plan).collect(),
     };
     std::fs::write(&place.certificate, &certificate)?;
     std::fs::write(&place.key, &key)?;
@@ -178,6 +185,10 @@ impl Drop for Peer {
 impl Target for Peer {
     fn pids(&self) -> Vec<u32> {
         vec![self.child.id()]
+    }
+
+    fn has_rosters(&self) -> bool {
+        self.has_rosters
     }
 
     fn account(&self, n: usize) -> Account {

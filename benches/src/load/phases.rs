@@ -22,6 +22,10 @@ pub trait Target {
     fn pids(&self) -> Vec<u32>;
     /// Account number `n`; its gateway is chosen by `n`.
     fn account(&self, n: usize) -> Account;
+    /// Contacts were on the rosters when it started; otherwise they are introduced over the wire.
+    fn has_rosters(&self) -> bool {
+        false
+    }
 }
 
 /// How much of what.

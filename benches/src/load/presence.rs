@@ -1,5 +1,5 @@
-//! Rosters, made over the wire by the subscription handshake (RFC 6121 §3.1), which every server knows;
-//! and the presence phase: everybody changes `<show/>` again and again, everybody's contacts hear.
+//! Rosters, made over the wire by the subscription handshake (RFC 6121 §3.1) where the server does not
+//! have them from the start; and the presence phase: everybody changes `<show/>` again and again, everybody's contacts hear.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,10 +58,35 @@ async fn close(
     Ok(())
 }
 
-/// Everybody asks all contacts, then everybody says yes to all; looks at one roster afterwards.
+/// Users with their contacts, by number.
+pub fn rosters(plan: &Plan) -> impl Iterator<Item = (usize, Vec<usize>)> {
+    let (first, users) = (plan.with_contacts().start, plan.users);
+    (0..users).map(move |n| {
+        let contacts = contacts(n, users).map(|other| first + other);
+        (first + n, contacts.collect())
+    })
+}
+
+/// Sees to it that all contacts are on the rosters, both ways.
 pub async fn introduce(target: &dyn Target, plan: &Plan) -> Result<()> {
-    let users = plan.users;
     let first = plan.with_contacts().start;
+    if !target.has_rosters() {
+        shake_hands(target, plan).await?;
+    }
+    let mut probes = connect(target, first..first + 1, 1, "look", Equip::Nothing).await?;
+    let mut probe = probes.pop().context("no session")?;
+    let roster = probe.roster().await?;
+    let both = roster.matches("subscription='both'").count()
+        + roster.matches("subscription=\"both\"").count();
+    let wanted = contacts_count(plan.users);
+    if both as u64 != wanted {
+        bail!("{both} contacts of {wanted}: {roster}");
+    }
+    probe.send("</stream:stream>").await
+}
+
+/// Everybody asks all contacts, then everybody says yes to all.
+async fn shake_hands(target: &dyn Target, plan: &Plan) -> Result<()> {
     let mut tasks = JoinSet::new();
     let lives = live(target, plan, "roster", Equip::Nothing, &mut tasks).await?;
     for live in &lives {
@@ -69,13 +94,12 @@ pub async fn introduce(target: &dyn Target, plan: &Plan) -> Result<()> {
     }
     for type_ in ["subscribe", "subscribed"] {
         let mut writes = JoinSet::new();
-        for (n, live) in lives.iter().enumerate() {
+        for (live, (_, contacts)) in lives.iter().zip(rosters(plan)) {
             let mut stanzas = String::new();
-            for other in contacts(n, users) {
-                let to = target.account(first + other).bare();
+            for other in contacts {
+                let to = target.account(other).bare();
                 stanzas.push_str(&format!("<presence type='{type_}' to='{to}'/>"));
             }
-            // A small answer behind them all, counted with the others: nothing waits for it.
             let live = Arc::clone(live);
             writes.spawn(async move { live.send(&stanzas).await });
         }
@@ -84,16 +108,7 @@ pub async fn introduce(target: &dyn Target, plan: &Plan) -> Result<()> {
         }
         quiet(target).await?;
     }
-    close(target, &lives, tasks).await?;
-    let mut probes = connect(target, first..first + 1, 1, "look", Equip::Nothing).await?;
-    let mut probe = probes.pop().context("no session")?;
-    let roster = probe.roster().await?;
-    let both = roster.matches("subscription='both'").count()
-        + roster.matches("subscription=\"both\"").count();
-    if both as u64 != contacts_count(users) {
-        bail!("{both} contacts of {}: {roster}", contacts_count(users));
-    }
-    probe.send("</stream:stream>").await
+    close(target, &lives, tasks).await
 }
 
 /// Microseconds of CPU a presence stanza that was read.

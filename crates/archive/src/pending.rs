@@ -74,6 +74,24 @@ impl<L: LogReader> LogReader for WithPending<'_, L> {
         self.log.record(number)
     }
 
+    fn each_record(
+        &self,
+        numbers: &[u64],
+        take: &mut dyn FnMut(u64, Option<&[u8]>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.log.each_record(numbers, take)
+    }
+
+    fn has_more_rows(
+        &self,
+        mailbox: i64,
+        after: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<bool, StoreError> {
+        self.log.has_more_rows(mailbox, after, end, limit)
+    }
+
     fn entries(
         &self,
         mailbox: i64,

@@ -337,12 +337,17 @@ impl<L: LogReader> Query<'_, L> {
             let chunk = self.next(span, backward, limit)?;
             let is_last = chunk.len() < limit;
             scanned += chunk.len();
+            let mut opened = self.open_first(&chunk, max - numbers.len())?.into_iter();
             for (number, entry) in chunk {
                 if self.may_show(entry) {
                     if numbers.len() == max || bytes >= PAGE_BYTES {
                         break 'filled false;
                     }
-                    if let Some(message) = self.open(number, entry)? {
+                    let message = match opened.next() {
+                        Some(message) => message,
+                        None => self.open(number, entry)?,
+                    };
+                    if let Some(message) = message {
                         bytes += message.payload.len();
                         page.messages.push(message);
                         numbers.push(number);
@@ -366,7 +371,11 @@ impl<L: LogReader> Query<'_, L> {
         if page.complete {
             page.cursor = 0;
         } else {
-            page.cursor_id = self.id_of(page.cursor)?;
+            let ends = numbers.last() == Some(&page.cursor);
+            page.cursor_id = match page.messages.last().filter(|_| ends) {
+                Some(last) => last.archive_id.clone(),
+                None => self.id_of(page.cursor)?,
+            };
         }
         if backward {
             page.messages.reverse();
@@ -386,6 +395,11 @@ impl<L: LogReader> Query<'_, L> {
     ) -> Result<Option<(u64, u64)>, QueryError> {
         // Rows do not tell one resource from another.
         if self.with.as_ref().is_some_and(With::is_full) {
+            return Ok(None);
+        }
+        // Of a large archive every page would ask.
+        let Span { after, end } = set;
+        if self.only.is_none() && self.log.has_more_rows(self.mailbox, after, end, limit)? {
             return Ok(None);
         }
         let (mut count, mut index, mut scanned, mut span) = (0, 0, 0, set);
@@ -409,15 +423,43 @@ impl<L: LogReader> Query<'_, L> {
         }
     }
 
-    /// The message of an entry, if it belongs to the set. A record that cannot be opened is logged
-    /// and passed over: it must not hide the others.
+    /// Of the first `count` entries that may be shown the messages, as [`Query::open`] gives them, in one
+    /// look at the log; fewer where their bytes fill a page.
+    fn open_first(
+        &self,
+        chunk: &[(u64, Entry)],
+        count: usize,
+    ) -> Result<Vec<Option<ArchivedMessage>>, QueryError> {
+        let wanted = chunk.iter().filter(|(_, entry)| self.may_show(*entry));
+        let (numbers, entries): (Vec<u64>, Vec<Entry>) = wanted.take(count).copied().unzip();
+        let mut messages = Vec::with_capacity(numbers.len());
+        let (mut entries, mut bytes) = (entries.into_iter(), 0);
+        self.log.each_record(&numbers, &mut |number, record| {
+            let Some(entry) = entries.next() else {
+                return false;
+            };
+            bytes += record.map_or(0, <[u8]>::len);
+            messages.push(self.opened(number, entry, record));
+            bytes < PAGE_BYTES
+        })?;
+        Ok(messages)
+    }
+
+    /// The message of an entry, if it belongs to the set.
     fn open(&self, number: u64, entry: Entry) -> Result<Option<ArchivedMessage>, QueryError> {
-        let Some(bytes) = self.log.record(number)? else {
+        let record = self.log.record(number)?;
+        Ok(self.opened(number, entry, record.as_deref()))
+    }
+
+    /// The same with its record. One that cannot be opened is logged and passed over: it must not hide
+    /// the others.
+    fn opened(&self, number: u64, entry: Entry, record: Option<&[u8]>) -> Option<ArchivedMessage> {
+        let Some(bytes) = record else {
             tracing::error!(number, "an entry without a record");
-            return Ok(None);
+            return None;
         };
         let ring = self.ring.read();
-        let opened = Stored::parse(&bytes).and_then(|stored| {
+        let opened = Stored::parse(bytes).and_then(|stored| {
             let opened = stored.open(&ring)?;
             Ok((stored, opened))
         });
@@ -425,30 +467,30 @@ impl<L: LogReader> Query<'_, L> {
             Ok((stored, opened)) => (stored, opened.content),
             Err(error) => {
                 tracing::error!(number, %error, "a record does not open");
-                return Ok(None);
+                return None;
             }
         };
         let Some(to) = content.to.into_iter().next() else {
             tracing::error!(number, "an entry whose record is no stanza");
-            return Ok(None);
+            return None;
         };
         if stored.header.kind != Kind::Message {
-            return Ok(None);
+            return None;
         }
         let sent = entry.has(Entry::SENT);
         let other_side = if sent { &to } else { &content.from };
         let with = self.with.as_ref();
         if with.is_some_and(|with| !with.matches(other_side)) {
-            return Ok(None);
+            return None;
         }
-        Ok(Some(ArchivedMessage {
+        Some(ArchivedMessage {
             archive_id: archive_id(&ring, &to, &stored, number),
             from: content.from,
             to,
             payload: content.delivered.unwrap_or(content.payload).into(),
             stamp_ms: stored.header.time_ms,
             policy_version: stored.header.policy_version,
-        }))
+        })
     }
 
     /// The archive id of an entry, shown or not.

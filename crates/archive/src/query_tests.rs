@@ -38,6 +38,23 @@ impl LogReader for Hidden {
     fn record(&self, _number: u64) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(None)
     }
+    fn each_record(
+        &self,
+        numbers: &[u64],
+        take: &mut dyn FnMut(u64, Option<&[u8]>) -> bool,
+    ) -> Result<(), StoreError> {
+        let _ = numbers.iter().all(|number| take(*number, None));
+        Ok(())
+    }
+    fn has_more_rows(
+        &self,
+        _mailbox: i64,
+        after: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<bool, StoreError> {
+        Ok((after + 1..=end.min(self.last)).count() > limit)
+    }
     fn entries(
         &self,
         _mailbox: i64,

@@ -131,6 +131,20 @@ pub(crate) trait LogReader {
     fn last_entry(&self, mailbox: i64) -> Result<u64, StoreError>;
     /// A record.
     fn record(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Hands these records to `take`, in this order and in one look, until it has enough (false).
+    fn each_record(
+        &self,
+        numbers: &[u64],
+        take: &mut dyn FnMut(u64, Option<&[u8]>) -> bool,
+    ) -> Result<(), StoreError>;
+    /// Has a mailbox more rows than `limit` above `after`, up to `end`?
+    fn has_more_rows(
+        &self,
+        mailbox: i64,
+        after: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<bool, StoreError>;
     /// Entries of a mailbox above `after`, up to `end`, in order.
     fn entries(
         &self,
@@ -427,6 +441,43 @@ impl LogReader for SqliteLog<&Connection> {
         Ok(find
             .query_row([self.key(number)], |row| row.get(0))
             .optional()?)
+    }
+
+    fn each_record(
+        &self,
+        numbers: &[u64],
+        take: &mut dyn FnMut(u64, Option<&[u8]>) -> bool,
+    ) -> Result<(), StoreError> {
+        let look = self.connection.unchecked_transaction()?;
+        let mut find = look.prepare_cached("SELECT bytes FROM record WHERE key = ?1")?;
+        for number in numbers {
+            let mut rows = find.query([self.key(*number)])?;
+            let bytes = match rows.next()? {
+                Some(row) => Some(row.get_ref(0)?.as_blob().map_err(|error| {
+                    StoreError::Invalid(format!("record {number} is no blob: {error}"))
+                })?),
+                None => None,
+            };
+            if !take(*number, bytes) {
+                break;
+            }
+        }
+        drop(find);
+        Ok(look.commit()?)
+    }
+
+    fn has_more_rows(
+        &self,
+        mailbox: i64,
+        after: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<bool, StoreError> {
+        let mut find = self.connection.prepare_cached(
+            "SELECT 1 FROM entry WHERE mailbox = ?1 AND key > ?2 AND key <= ?3 LIMIT 1 OFFSET ?4",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        Ok(find.exists(params![mailbox, self.key(after), self.key(end), limit])?)
     }
 
     fn entries(

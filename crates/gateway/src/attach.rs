@@ -30,6 +30,8 @@ const DOWN_ITEMS: usize = 65_536;
 const KEPT_DENIALS: usize = 4096;
 /// Items written before others get their turn.
 const WRITE_BATCH: usize = 256;
+/// Envelopes handed out before the sessions that they are for are woken.
+const HAND_OUT: usize = 64;
 /// Pause before a stream is opened again: doubles between these.
 pub(crate) const REOPEN_FIRST: Duration = Duration::from_millis(50);
 pub(crate) const REOPEN_LAST: Duration = Duration::from_millis(500);
@@ -215,25 +217,34 @@ pub(crate) async fn follow_archive(gateway: Arc<Gateway>) {
 
 async fn read_archive(gateway: &Gateway, mut rx: mpsc::Receiver<AttachUp>) {
     let mut lagging: HashSet<u64> = HashSet::new();
-    while let Some(up) = rx.recv().await {
-        let Some(item) = up.item else { continue };
-        if let attach_up::Item::Deliver(deliver) = item {
-            if gateway
-                .failpoints
-                .hit("gateway::deliver::before_write")
-                .await
-                .is_err()
-            {
-                return; // as if the stream were lost here
-            }
-            hand_out(gateway, deliver, &lagging);
-            continue;
+    let (mut batch, mut woken) = (Vec::new(), Vec::new());
+    loop {
+        // Where a fault is to be injected, it is between one delivery and the next.
+        let limit = if gateway.failpoints.is_armed() {
+            1
+        } else {
+            HAND_OUT
+        };
+        if rx.recv_many(&mut batch, limit).await == 0 {
+            return;
         }
-        on_archive(gateway, item, &mut lagging);
+        for up in batch.drain(..) {
+            let Some(item) = up.item else { continue };
+            if let attach_up::Item::Deliver(deliver) = item {
+                let point = "gateway::deliver::before_write";
+                if gateway.failpoints.hit(point).await.is_err() {
+                    return; // as if the stream were lost here
+                }
+                hand_out(gateway, deliver, &lagging, &mut woken);
+                continue;
+            }
+            on_archive(gateway, item, &mut lagging, &mut woken);
+        }
+        gateway.sessions.wake(&mut woken);
     }
 }
 
-fn hand_out(gateway: &Gateway, deliver: Deliver, lagging: &HashSet<u64>) {
+fn hand_out(gateway: &Gateway, deliver: Deliver, lagging: &HashSet<u64>, woken: &mut Vec<u64>) {
     // Live and to a session that keeps up: then everything below it has come up too.
     let live = deliver
         .targets
@@ -246,15 +257,18 @@ fn hand_out(gateway: &Gateway, deliver: Deliver, lagging: &HashSet<u64>) {
             .fetch_max(deliver.number, Ordering::AcqRel);
     }
     let delivered = Arc::new(Delivered::new(deliver));
-    for (at, target) in delivered.up.targets.iter().enumerate() {
-        let at = u32::try_from(at).unwrap_or(u32::MAX);
-        gateway
-            .sessions
-            .push(target.session, Event::Deliver(Arc::clone(&delivered), at));
-    }
+    let targets = delivered.up.targets.iter().zip(0..);
+    let events =
+        targets.map(|(target, at)| (target.session, Event::Deliver(Arc::clone(&delivered), at)));
+    gateway.sessions.put(events, woken);
 }
 
-fn on_archive(gateway: &Gateway, item: attach_up::Item, lagging: &mut HashSet<u64>) {
+fn on_archive(
+    gateway: &Gateway,
+    item: attach_up::Item,
+    lagging: &mut HashSet<u64>,
+    woken: &mut Vec<u64>,
+) {
     use attach_up::Item;
     match item {
         Item::Attached(attached) => {
@@ -300,7 +314,7 @@ fn on_archive(gateway: &Gateway, item: attach_up::Item, lagging: &mut HashSet<u6
                 let _ = asker.send(answer.known.then_some(answer.count));
             }
         }
-        Item::Deliver(deliver) => hand_out(gateway, deliver, lagging),
+        Item::Deliver(deliver) => hand_out(gateway, deliver, lagging, woken),
     }
 }
 
@@ -311,7 +325,8 @@ pub(crate) async fn follow_presence(gateway: Arc<Gateway>) {
     loop {
         incarnation += 1;
         let opened = tokio::time::timeout(OPEN_LIMIT, gateway.presence.attach(&Cx::local())).await;
-        if let Ok(Ok(mut stream)) = opened {
+        if let Ok(Ok(stream)) = opened {
+            let (tx, mut rx) = stream.split();
             let hello = presence::AttachHello {
                 gateway: gateway.name.to_string(),
                 incarnation,
@@ -319,12 +334,16 @@ pub(crate) async fn follow_presence(gateway: Arc<Gateway>) {
             let hello = presence::AttachDown {
                 item: Some(presence::attach_down::Item::Hello(hello)),
             };
-            if stream.send(hello).await.is_ok() {
+            if tx.send(hello).await.is_ok() {
                 pause = REOPEN_FIRST;
                 tracing::info!("attached to presence");
                 gateway.departed.back(gateway.clock.monotonic());
-                while let Some(up) = stream.recv().await {
-                    on_presence(&gateway, up);
+                let (mut batch, mut woken) = (Vec::new(), Vec::new());
+                while rx.recv_many(&mut batch, HAND_OUT).await > 0 {
+                    for up in batch.drain(..) {
+                        on_presence(&gateway, up, &mut woken);
+                    }
+                    gateway.sessions.wake(&mut woken);
                 }
                 gateway.departed.lost();
                 tracing::info!("the stream of presence is lost");
@@ -335,7 +354,7 @@ pub(crate) async fn follow_presence(gateway: Arc<Gateway>) {
     }
 }
 
-fn on_presence(gateway: &Gateway, up: presence::AttachUp) {
+fn on_presence(gateway: &Gateway, up: presence::AttachUp, woken: &mut Vec<u64>) {
     if up.resync {
         gateway.sessions.push_all(&Event::Resync);
         return;
@@ -348,11 +367,9 @@ fn on_presence(gateway: &Gateway, up: presence::AttachUp) {
         to: up.to,
         traceparent: up.traceparent,
     });
-    for session in up.sessions {
-        gateway
-            .sessions
-            .push(session, Event::Presence(Arc::clone(&presence)));
-    }
+    let sessions = up.sessions.into_iter();
+    let events = sessions.map(|session| (session, Event::Presence(Arc::clone(&presence))));
+    gateway.sessions.put(events, woken);
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! What acts lead to: envelopes for gateways, and how the stanzas in them look. It refuses to know who
 //! must hear.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,17 +33,13 @@ pub(crate) struct Copy<'a> {
 }
 
 impl Effects {
-    /// One envelope for each gateway that has any of the sessions.
+    /// One envelope for each gateway that has any of the sessions, which are sorted.
     pub(crate) fn copy(&mut self, copy: &Copy<'_>, receivers: &[&SessionKey]) {
-        let mut by_gateway: BTreeMap<&Arc<str>, Vec<u64>> = BTreeMap::new();
-        for key in receivers {
-            by_gateway
-                .entry(&key.gateway)
-                .or_default()
-                .push(key.session);
-        }
-        for (gateway, mut sessions) in by_gateway {
-            sessions.sort_unstable();
+        for of_gateway in receivers.chunk_by(|one, next| one.gateway == next.gateway) {
+            let Some(SessionKey { gateway, .. }) = of_gateway.first() else {
+                continue;
+            };
+            let sessions: Vec<u64> = of_gateway.iter().map(|key| key.session).collect();
             let copies = u32::try_from(sessions.len()).unwrap_or(u32::MAX);
             self.copies = self.copies.saturating_add(copies);
             let up = AttachUp {

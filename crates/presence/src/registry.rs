@@ -68,17 +68,22 @@ impl<S: PresenceStore> Registry<S> {
     }
 
     /// To those of the receivers that can be reached; of the others it is remembered.
-    fn copy(&self, effects: &mut Effects, copy: &Copy<'_>, receivers: HashSet<&SessionKey>) {
-        let (near, far): (Vec<_>, Vec<_>) = receivers.into_iter().partition(|key| {
-            self.store.get(key).is_some_and(|session| {
-                self.reachable.get(&key.gateway) == Some(&session.attachment)
-            })
-        });
+    fn copy(&self, effects: &mut Effects, copy: &Copy<'_>, receivers: &[&Session]) {
+        let mut near = Vec::with_capacity(receivers.len());
+        for of_gateway in receivers.chunk_by(|one, next| one.key.gateway == next.key.gateway) {
+            let link = of_gateway
+                .first()
+                .and_then(|first| self.reachable.get(&first.key.gateway));
+            for session in of_gateway {
+                if link == Some(&session.attachment) {
+                    near.push(&session.key);
+                } else {
+                    let missed = (session.key.clone(), copy.from.into(), copy.unavailable);
+                    effects.missed.push(missed);
+                }
+            }
+        }
         effects.copy(copy, &near);
-        let missed = far
-            .into_iter()
-            .map(|key| (key.clone(), copy.from.into(), copy.unavailable));
-        effects.missed.extend(missed);
     }
 
     fn keep_missed(&mut self, effects: &mut Effects) {
@@ -133,10 +138,9 @@ impl<S: PresenceStore> Registry<S> {
         self.replace_shown(&mut session, item, effects);
         session.said = Some(said(item));
         self.store.put(session);
-        let mut receivers =
-            self.receivers(item.targets.iter().take(SHOWN_LIMIT).map(String::as_str));
-        receivers.extend(self.available_of(bare(&item.from)).map(|other| &other.key));
-        self.copy(effects, &shows(item), receivers);
+        let targets = item.targets.iter().take(SHOWN_LIMIT).map(String::as_str);
+        let receivers = self.receivers(targets, Some(bare(&item.from)));
+        self.copy(effects, &shows(item), &receivers);
     }
 
     /// RFC 6121 §4.5.2 and §4.6.3: to everybody who was shown it, by broadcast or directly, and to the
@@ -183,15 +187,13 @@ impl<S: PresenceStore> Registry<S> {
         effects: &mut Effects,
     ) {
         let saw = session.shown.iter().chain(&session.directed);
-        let mut receivers = self.receivers(saw.map(AsRef::as_ref));
-        if session.said.is_some() {
-            receivers.extend(self.available_of(session.bare()).map(|other| &other.key));
-        }
+        let own = session.said.is_some().then(|| session.bare());
+        let receivers = self.receivers(saw.map(AsRef::as_ref), own);
         let payload = payload.cloned().unwrap_or_else(|| gone(&session.full));
         self.copy(
             effects,
             &hides(&session.full, payload, "", traceparent),
-            receivers,
+            &receivers,
         );
     }
 
@@ -218,7 +220,7 @@ impl<S: PresenceStore> Registry<S> {
                 }
             }
             let hides = hides(&item.from, item.payload.clone(), target, &item.traceparent);
-            self.copy(effects, &hides, self.receivers([target.as_str()]));
+            self.copy(effects, &hides, &self.receivers([target.as_str()], None));
             return;
         }
         let Some(mut session) = self.claim(key, attachment, item, effects) else {
@@ -239,7 +241,7 @@ impl<S: PresenceStore> Registry<S> {
             to: target,
             ..shows(item)
         };
-        self.copy(effects, &shows, self.receivers([target.as_str()]));
+        self.copy(effects, &shows, &self.receivers([target.as_str()], None));
     }
 
     /// The policy changed: `targets` is everybody allowed now, those of directed presence too.
@@ -295,7 +297,7 @@ impl<S: PresenceStore> Registry<S> {
                 payload,
                 ..shows(item)
             };
-            self.copy(effects, &shows, self.receivers(fresh));
+            self.copy(effects, &shows, &self.receivers(fresh, None));
         }
         self.store.put(session);
     }
@@ -488,23 +490,25 @@ impl<S: PresenceStore> Registry<S> {
         item: &PublishItem,
         effects: &mut Effects,
     ) {
-        let mut receivers = self.receivers(from);
+        let mut receivers = self.receivers(from, None);
         // Never from the own account, whatever the targets say.
-        receivers.retain(|key| {
-            self.store
-                .get(key)
-                .is_none_or(|r| r.bare() != session.bare())
-        });
+        receivers.retain(|receiver| receiver.bare() != session.bare());
         let hides = hides(&session.full, gone(&session.full), "", &item.traceparent);
-        self.copy(effects, &hides, receivers);
+        self.copy(effects, &hides, &receivers);
     }
 
-    /// The available sessions that these JIDs mean.
-    fn receivers<'j>(&self, jids: impl IntoIterator<Item = &'j str>) -> HashSet<&SessionKey> {
-        jids.into_iter()
-            .flat_map(|jid| self.addressed(jid))
-            .map(|session| &session.key)
-            .collect()
+    /// The available sessions that these JIDs mean, and those of the account `own`; by gateway.
+    fn receivers<'j>(
+        &self,
+        jids: impl IntoIterator<Item = &'j str>,
+        own: Option<&str>,
+    ) -> Vec<&Session> {
+        let of_jids = jids.into_iter().flat_map(|jid| self.addressed(jid));
+        let mut receivers: Vec<&Session> = of_jids.collect();
+        receivers.extend(own.into_iter().flat_map(|own| self.available_of(own)));
+        receivers.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+        receivers.dedup_by(|one, other| one.key == other.key);
+        receivers
     }
 
     /// RFC 6121 §8.5.2.1.2 and §8.5.3.1: a bare JID means all its available resources, a full one that

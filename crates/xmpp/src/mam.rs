@@ -183,7 +183,7 @@ pub struct Found<'a> {
 impl Found<'_> {
     /// The result (XEP-0313 §4.2, XEP-0297).
     pub fn write(&self) -> Vec<u8> {
-        let mut head = String::with_capacity(384);
+        let mut head = String::with_capacity(384 + self.message.len());
         head.push_str("<message");
         push_attr(&mut head, "from", self.from);
         push_attr(&mut head, "to", self.to);

@@ -1,5 +1,7 @@
-//! How Prosody is configured: internal storage, SCRAM keys, no limits.
+//! How Prosody is configured: internal storage, SCRAM keys, no limits; and the files of its accounts
+//! and rosters.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -13,6 +15,7 @@ pub const PROGRAM: &str = "/usr/bin/prosody";
 /// Writes configuration and accounts; gives the command that starts it.
 pub fn command(place: &Place) -> Result<Command> {
     accounts(place)?;
+    rosters(place)?;
     let config = place.home.join("prosody.cfg.lua");
     std::fs::write(&config, configuration(place))?;
     let mut command = Command::new(PROGRAM);
@@ -23,18 +26,38 @@ pub fn command(place: &Place) -> Result<Command> {
 /// One file an account. Passwords in clear become SCRAM keys at the first login, which is before
 /// anything is measured.
 fn accounts(place: &Place) -> Result<()> {
-    // Prosody's file names: everything but letters, digits and the like as %xx.
-    let directory = place
-        .home
-        .join("data")
-        .join(DOMAIN.replace('.', "%2e"))
-        .join("accounts");
-    std::fs::create_dir_all(&directory)?;
+    let directory = store(place, "accounts")?;
     for n in 0..place.users {
         let account = format!("return {{ [\"password\"] = \"{PASSWORD}\"; }};\n");
         std::fs::write(directory.join(format!("user{n}.dat")), account)?;
     }
     Ok(())
+}
+
+/// One file a user: by the handshake each of twenty thousand stanzas would write two of them.
+fn rosters(place: &Place) -> Result<()> {
+    let directory = store(place, "roster")?;
+    for (n, contacts) in &place.rosters {
+        let mut roster = String::from("return { [false] = { [\"version\"] = 1; };\n");
+        for contact in contacts {
+            roster.push_str(&format!(
+                "[\"user{contact}@{DOMAIN}\"] = {{ [\"subscription\"] = \"both\"; \
+                 [\"groups\"] = {{}}; }};\n"
+            ));
+        }
+        roster.push_str("};\n");
+        std::fs::write(directory.join(format!("user{n}.dat")), roster)?;
+    }
+    Ok(())
+}
+
+/// The directory of a store.
+fn store(place: &Place, name: &str) -> Result<PathBuf> {
+    // Prosody's file names: everything but letters, digits and the like as %xx.
+    let domain = DOMAIN.replace('.', "%2e");
+    let directory = place.home.join("data").join(domain).join(name);
+    std::fs::create_dir_all(&directory)?;
+    Ok(directory)
 }
 
 fn configuration(place: &Place) -> String {

@@ -81,14 +81,22 @@ pub(crate) struct Inbox {
 impl Inbox {
     /// Puts an event in; a full inbox is marked as overflown instead. Never blocks.
     pub(crate) fn push(&self, event: Event) {
-        {
-            let mut queue = self.queue.lock();
-            if queue.events.len() >= INBOX_EVENTS {
-                queue.overflown = true;
-            } else {
-                queue.events.push_back(event);
-            }
+        self.put(event);
+        self.wake();
+    }
+
+    /// The same, but the session sleeps on: [`Inbox::wake`] is owed.
+    pub(crate) fn put(&self, event: Event) {
+        let mut queue = self.queue.lock();
+        if queue.events.len() >= INBOX_EVENTS {
+            queue.overflown = true;
+        } else {
+            queue.events.push_back(event);
         }
+    }
+
+    /// The session looks at what was put in.
+    pub(crate) fn wake(&self) {
         self.waker.wake();
     }
 

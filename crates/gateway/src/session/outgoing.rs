@@ -72,6 +72,8 @@ pub(crate) enum Next {
 #[derive(Default)]
 pub(crate) struct Outgoing {
     waiting: VecDeque<Waiting>,
+    /// None that waits was allowed under an older version than this; it may be too low.
+    oldest: u64,
 }
 
 impl Source {
@@ -239,6 +241,11 @@ impl Outgoing {
 
     pub(crate) fn push(&mut self, source: Source) {
         let version = source.version().unwrap_or(u64::MAX);
+        self.oldest = if self.waiting.is_empty() {
+            version
+        } else {
+            version.min(self.oldest)
+        };
         self.waiting.push_back(Waiting {
             source,
             version,
@@ -275,8 +282,13 @@ impl Outgoing {
         current: u64,
         ask: &dyn Fn(&Source) -> Ruling,
     ) -> Option<(usize, Verdict)> {
+        if self.oldest >= current {
+            return None;
+        }
+        let mut oldest = u64::MAX;
         for (at, waiting) in self.waiting.iter_mut().enumerate() {
             if waiting.version >= current {
+                oldest = oldest.min(waiting.version);
                 continue;
             }
             let ruling = waiting.ruling.get_or_insert_with(|| ask(&waiting.source));
@@ -296,7 +308,9 @@ impl Outgoing {
                     cx.waker().wake_by_ref();
                 }
             }
+            oldest = oldest.min(waiting.version);
         }
+        self.oldest = oldest;
         None
     }
 

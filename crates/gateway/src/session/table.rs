@@ -187,6 +187,30 @@ impl Sessions {
         true
     }
 
+    /// Puts one event into each of these inboxes; their sessions are woken by [`Sessions::wake`], once
+    /// for all that came together, and write it together.
+    pub(crate) fn put(&self, events: impl Iterator<Item = (u64, Event)>, woken: &mut Vec<u64>) {
+        let rows = self.rows.read();
+        for (number, event) in events {
+            if let Some(handle) = rows.by_number.get(&number) {
+                handle.inbox.put(event);
+                woken.push(number);
+            }
+        }
+    }
+
+    /// Wakes these sessions, each once, and forgets the list.
+    pub(crate) fn wake(&self, woken: &mut Vec<u64>) {
+        woken.sort_unstable();
+        woken.dedup();
+        let rows = self.rows.read();
+        for number in woken.drain(..) {
+            if let Some(handle) = rows.by_number.get(&number) {
+                handle.inbox.wake();
+            }
+        }
+    }
+
     /// The same, before everything that waits there.
     pub(crate) fn push_urgent(&self, number: u64, event: Event) {
         if let Some(handle) = self.rows.read().by_number.get(&number) {
