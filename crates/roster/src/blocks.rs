@@ -73,7 +73,7 @@ impl Inner {
     /// Changes a list to its end.
     pub(crate) async fn block(&self, owner: String, listing: Listing) -> Result<(), ApiError> {
         let limit = self.config.blocks;
-        let version = {
+        let (version, changed) = {
             let _order = self.blocks.order.lock().await;
             let before = self.store.blocks_of(owner.clone()).await;
             let before = before.map_err(store_error)?;
@@ -83,35 +83,34 @@ impl Inner {
                 .await
                 .map_err(store_error)?;
             match listed {
-                Listed::Yes(now) => Some((self.blocks.publish(&owner, now.clone()), before, now)),
-                Listed::No => None,
+                Listed::Yes(now) => {
+                    let changed = difference(&before, &now);
+                    (self.blocks.publish(&owner, now), changed)
+                }
+                // An earlier change may not be with every follower yet: asking again waits for it.
+                Listed::No => (self.blocks.version.load(Ordering::Acquire), Vec::new()),
                 Listed::Full => return Err(ApiError::resource("the block list is full")),
             }
-        };
-        let Some((version, before, now)) = version else {
-            return Ok(());
         };
         let late = self
             .blocks
             .followers
             .confirmed(version, CONFIRM_LIMIT)
             .await;
-        if !late.is_empty() {
-            tracing::warn!(followers = late.len(), "a block list was not confirmed");
-            return Err(ApiError::unavailable(
-                "not every gateway has the block list",
-            ));
+        if !changed.is_empty() {
+            // The list is changed, whoever is late: the sessions hear of it once.
+            self.pushes.blocks(&owner, &payload(&listing));
+            for contact in self.concerned(&owner, &changed).await? {
+                self.pushes.blocks(&contact, "");
+            }
         }
-        self.pushes.blocks(&owner, &payload(&listing));
-        let changed: Vec<&String> = before
-            .iter()
-            .filter(|jid| !now.contains(jid))
-            .chain(now.iter().filter(|jid| !before.contains(jid)))
-            .collect();
-        for contact in self.concerned(&owner, &changed).await? {
-            self.pushes.blocks(&contact, "");
+        if late.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        tracing::warn!(followers = late.len(), "a block list was not confirmed");
+        Err(ApiError::unavailable(
+            "not every gateway has the block list",
+        ))
     }
 
     /// An account is gone, and its list with it. Called after the store has dropped it.
@@ -121,7 +120,7 @@ impl Inner {
     }
 
     /// Those on the owner's roster that see him, or are seen, and that `changed` speaks of.
-    async fn concerned(&self, owner: &str, changed: &[&String]) -> Result<Vec<String>, ApiError> {
+    async fn concerned(&self, owner: &str, changed: &[String]) -> Result<Vec<String>, ApiError> {
         let roster = self.store.load(owner.to_owned()).await;
         let items = roster.map_err(store_error)?.items.into_iter();
         let linked = |subscription| {
@@ -135,6 +134,13 @@ impl Inner {
             .take(CONCERNED_LIMIT)
             .collect())
     }
+}
+
+/// What is on one of the lists only.
+fn difference(before: &[String], now: &[String]) -> Vec<String> {
+    let gone = before.iter().filter(|jid| !now.contains(jid));
+    let new = now.iter().filter(|jid| !before.contains(jid));
+    gone.chain(new).cloned().collect()
 }
 
 /// Whether what is on a block list has to do with a bare JID.

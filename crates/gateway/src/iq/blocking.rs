@@ -1,10 +1,9 @@
 //! Blocking (XEP-0191), with reports of abuse (XEP-0377). The roster service owns the lists; what
 //! they mean for a stanza is in `blocks.rs`.
 
-use bytes::Bytes;
 use chancery_api::archive::RecordActRequest;
 use chancery_api::roster::{BlockRequest, BlocksRequest};
-use chancery_xml::{Child, Element, Limits, push_attr, scan};
+use chancery_xml::{Child, Element, Limits, alone, push_attr, scan};
 use chancery_xmpp::{Condition, StanzaError, jid, ns};
 use futures_util::FutureExt;
 use serde_json::{Value, json};
@@ -141,7 +140,7 @@ fn read(request: &Request) -> Result<Asked, StanzaError> {
 
 /// A child as an element of its own: a scan names two levels below it.
 fn inner(element: &Element, child: &Child) -> Option<Element> {
-    let bytes = Bytes::copy_from_slice(element.child_bytes(child));
+    let bytes = alone(element, &[], child);
     scan(&bytes, &Limits::after_auth()).ok()
 }
 

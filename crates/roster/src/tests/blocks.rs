@@ -76,5 +76,12 @@ async fn a_block_is_with_every_follower_before_it_is_answered_and_told() {
     tokio::time::pause();
     let late = roster.block(&cx, ask(&[], true)).await.unwrap_err();
     assert_eq!(late.code, Code::Unavailable);
+    // It is changed all the same, and told; asking again is answered no sooner.
+    assert!(house.pushed().await.1.contains("<unblock "));
+    house.pushed().await;
+    let again = roster.block(&cx, ask(&[], true)).await.unwrap_err();
+    assert_eq!(again.code, Code::Unavailable);
+    assert!(house.pushes.try_recv().is_err(), "told twice");
     drop(link);
+    roster.block(&cx, ask(&[], true)).await.unwrap();
 }
