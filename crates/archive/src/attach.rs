@@ -148,6 +148,12 @@ impl<T> Shard<T> {
             }
             attach_down::Item::Highest(asked) => self.ask_highest(id, asked),
             attach_down::Item::Away(away) => self.away(key(away.session), away.away),
+            attach_down::Item::Handled(handled) => {
+                if handled.sm_id.len() == 16 {
+                    let stream = stream_id(&handled.sm_id);
+                    self.memory.told(stream, handled.count);
+                }
+            }
         }
     }
 

@@ -25,6 +25,8 @@ struct Mark {
     highest: u64,
     /// The highest count whose answer was forgotten.
     forgotten: u64,
+    /// The highest count that the client was told.
+    told: u64,
 }
 
 /// What is known of a key.
@@ -66,16 +68,26 @@ impl Memory {
 
     /// `key` is in the log, whatever its answer will be.
     pub(crate) fn mark(&mut self, key: &IdempotencyKey) {
-        let mark = self.marks.entry(key.stream).or_insert_with(|| {
-            self.streams.push_back(key.stream);
-            Mark::default()
-        });
+        let mark = self.entry(key.stream);
         mark.highest = mark.highest.max(key.count);
+    }
+
+    /// The client was told that so many are handled; not all of them are in the log.
+    pub(crate) fn told(&mut self, stream: [u8; 16], count: u64) {
+        let mark = self.entry(stream);
+        mark.told = mark.told.max(count);
+    }
+
+    fn entry(&mut self, stream: [u8; 16]) -> &mut Mark {
+        if !self.marks.contains_key(&stream) {
+            self.streams.push_back(stream);
+        }
         if self.streams.len() > STREAMS_LIMIT
             && let Some(old) = self.streams.pop_front()
         {
             self.marks.remove(&old);
         }
+        self.marks.entry(stream).or_default()
     }
 
     /// What is known of `key`.
@@ -89,9 +101,10 @@ impl Memory {
         }
     }
 
-    /// The highest count in the log of a stream-management id.
+    /// The highest count that is in the log of a stream-management id, or was told.
     pub(crate) fn highest(&self, stream: &[u8; 16]) -> Option<u64> {
-        self.marks.get(stream).map(|mark| mark.highest)
+        let mark = self.marks.get(stream)?;
+        Some(mark.highest.max(mark.told))
     }
 }
 
@@ -124,6 +137,12 @@ mod tests {
         assert_eq!(memory.look(&key(2, 5)), Known::New);
         assert_eq!(memory.highest(&[1; 16]), Some(5));
         assert_eq!(memory.highest(&[2; 16]), None);
+        memory.told([1; 16], 4);
+        assert_eq!(memory.highest(&[1; 16]), Some(5));
+        memory.told([1; 16], 7);
+        memory.told([3; 16], 2);
+        assert_eq!(memory.highest(&[1; 16]), Some(7));
+        assert_eq!(memory.highest(&[3; 16]), Some(2));
     }
 
     #[test]

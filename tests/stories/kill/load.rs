@@ -312,7 +312,7 @@ impl Load {
             .await
             .context("probes do not end")?;
         self.no_wrong_errors()?;
-        if let Err(error) = self.once() {
+        if let Err(error) = self.once().and_then(|()| self.counts()) {
             self.tell(&error.to_string());
             return Err(error);
         }
@@ -383,16 +383,25 @@ impl Load {
                     }
                     continue;
                 };
-                // It broke off behind the acknowledgement, and did not resume: that may be lost.
-                let broke = |at: &Instant| acknowledged <= *at && *at < acknowledged + CLOSES_LAG;
-                if before.session != read.session && notes.breaks.iter().any(broke) {
-                    continue;
-                }
                 let excused = self.outages.iter().any(|(from, to)| {
                     acknowledged + CLOSES_LAG > *from && acknowledged < *to + ATTACH_LAG
                 });
                 if !excused {
                     bail!("acknowledged, and it comes again: {before:?} {read:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A count below what was acknowledged is told only where the process that knew better has died.
+    fn counts(&self) -> Result<()> {
+        for (seat, book) in self.seats.iter().zip(&self.books) {
+            for low in &book.open().low_counts {
+                let died =
+                    |(from, to): &(Instant, Instant)| *from < *low && *low < *to + ATTACH_LAG;
+                if !self.outages.iter().any(died) {
+                    bail!("{}: <failed h=''/> below what was acknowledged", seat.user);
                 }
             }
         }

@@ -45,8 +45,8 @@ pub(super) struct Notes {
     pub(super) bounced: Vec<Bounced>,
     pub(super) presences: Vec<Shown>,
     pub(super) stream_errors: Vec<String>,
-    /// When it broke its connection off: what it wrote just before may not have arrived.
-    pub(super) breaks: Vec<Instant>,
+    /// When a lost session's count was told as less than was acknowledged.
+    pub(super) low_counts: Vec<Instant>,
     pub(super) connected: bool,
     pub(super) sessions: u32,
     /// Times that a session went on with another stream.

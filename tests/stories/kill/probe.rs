@@ -251,16 +251,17 @@ impl Probe {
         Ok(true)
     }
 
-    /// After the end of a session its count is what the log has. What was acknowledged last may not be in
-    /// there: requests, presence, and messages that came back.
+    /// After the death of the process that knew it, a session's count is what the log has. What was
+    /// acknowledged last may not be in there: requests, presence, and messages that came back.
     fn at_least_acknowledged(&self, past: &Past, h: u32) -> u32 {
-        let notes = self.notes.open();
+        let mut notes = self.notes.open();
         let unlogged = |id: &&Option<String>| {
             let returned = |id| notes.journal.errors.contains_key(id);
             id.as_ref().is_none_or(returned)
         };
         let unlogged = past.settled.iter().rev().take_while(unlogged).count();
         if h < past.acknowledged && (past.acknowledged - h) as usize <= unlogged {
+            notes.low_counts.push(Instant::now());
             past.acknowledged
         } else {
             h
@@ -322,7 +323,6 @@ impl Probe {
                 },
                 () = &mut broken, if sending && !closing => {
                     if !self.seat.rebinds {
-                        self.notes.open().breaks.push(Instant::now());
                         return Ok(Over::Broken);
                     }
                     closing = true;

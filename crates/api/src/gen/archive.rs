@@ -92,7 +92,7 @@ pub struct SettleResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttachDown {
-    #[prost(oneof = "attach_down::Item", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "attach_down::Item", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub item: ::core::option::Option<attach_down::Item>,
 }
 /// Nested message and enum types in `AttachDown`.
@@ -117,6 +117,8 @@ pub mod attach_down {
         Highest(super::HighestCount),
         #[prost(message, tag = "9")]
         Away(super::Away),
+        #[prost(message, tag = "10")]
+        Handled(super::Handled),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -210,7 +212,15 @@ pub struct Away {
     #[prost(bool, tag = "2")]
     pub away: bool,
 }
-/// Asks the highest count in the log for a stream-management id.
+/// The client was told a count that the log does not have: the stanzas behind its last record are none that it keeps.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Handled {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub sm_id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+/// Asks the highest count that the log has, or was told, for a stream-management id.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HighestCount {
     #[prost(uint64, tag = "1")]

@@ -34,6 +34,7 @@ impl Session {
         let identity = Arc::clone(&self.handle.identity);
         let ending = self.ending.take();
         let mut requests: Vec<Bytes> = Vec::new();
+        self.say_handled(false);
         if let Some(management) = &mut self.management {
             // The client hears of everything that is known to be handled.
             if management.owes_answer() {
@@ -47,10 +48,10 @@ impl Session {
                 .drain()
                 .filter_map(|source| unwritten(&source)),
         );
-        self.handle.inbox.refuse_offers();
         self.tell(attach_down::Item::Detach(DetachSession {
             session: identity.number,
         }));
+        self.handle.inbox.refuse_offers();
         let available = self.own.as_ref().is_some_and(|own| own.is_available());
         let cut_off = ending
             .as_ref()

@@ -42,6 +42,8 @@ pub(crate) struct Log {
     pub(crate) attached: Vec<AttachSession>,
     pub(crate) detached: Vec<u64>,
     pub(crate) away: Vec<(u64, bool)>,
+    /// Counts that clients were told and the log does not have.
+    pub(crate) handled: Vec<u64>,
     pub(crate) acts: Vec<RecordActRequest>,
     /// Answers are held back.
     pub(crate) held: Option<Vec<(AppendAnswer, Answers<AppendAnswer>)>>,
@@ -94,6 +96,7 @@ impl FakeArchive {
                 log.up(attach_up::Item::Highest(answer));
             }
             Item::Away(away) => log.away.push((away.session, away.away)),
+            Item::Handled(handled) => log.handled.push(handled.count),
             Item::Hello(_) | Item::Credit(_) => {}
         }
     }

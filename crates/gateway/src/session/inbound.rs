@@ -261,9 +261,10 @@ impl Session {
                 .for_each(|source| self.outgoing.push(source)),
             Effect::Settled {
                 counted,
+                logged,
                 end,
                 element,
-            } => self.on_settled(counted, end, element),
+            } => self.on_settled(counted.then_some(logged), end, element),
             Effect::Answer => {
                 // What settles later is told without being asked.
                 self.answer_unasked = !self.window.is_empty();
@@ -278,7 +279,8 @@ impl Session {
         }
     }
 
-    fn on_settled(&mut self, counted: bool, end: End, element: Option<Box<Element>>) {
+    /// A stanza that counts is in the log or not.
+    fn on_settled(&mut self, counted: Option<bool>, end: End, element: Option<Box<Element>>) {
         if self.frozen {
             return;
         }
@@ -292,8 +294,8 @@ impl Session {
             }
             return;
         }
-        if counted && let Some(management) = &mut self.management {
-            management.count_handled();
+        if let (Some(logged), Some(management)) = (counted, &mut self.management) {
+            management.count_handled(logged);
         }
         if let (End::Bounce(error), Some(element)) = (end, element)
             && let Some(reply) = error.reply(&element, None, Some(&self.handle.identity.full))

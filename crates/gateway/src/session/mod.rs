@@ -57,6 +57,8 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
 const OWED_AGAIN: Duration = Duration::from_secs(1);
 /// A client that does not answer an `<r/>` for so long is gone.
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(120);
+/// A socket that takes nothing more is read for so long, or to its end.
+const READ_OUT_LIMIT: Duration = Duration::from_secs(1);
 /// An idle stream with unacknowledged stanzas is asked after this.
 const ASK_WHEN_IDLE: Duration = Duration::from_secs(1);
 
@@ -355,6 +357,8 @@ impl Session {
             }
         };
         self.tell(attach_down::Item::Attach(attach));
+        // It may be another process, which knows what is in the log.
+        self.say_handled(true);
     }
 
     /// Entries that may be out with stream management: half of what its queue holds, the rest is
@@ -393,6 +397,10 @@ impl Session {
             self.break_off(error, DRAIN_LIMIT);
             progress = true;
         }
+        if self.connection.mute_until().is_some_and(|at| at <= now) {
+            self.die();
+            progress = true;
+        }
         progress |= self.poll_away(now);
         progress
     }
@@ -409,6 +417,7 @@ impl Session {
             self.owed_due(),
             self.ask_at,
             self.asked_at.map(|at| at + ACKNOWLEDGE_LIMIT),
+            self.connection.mute_until(),
             self.window.deadline(),
             self.away_until.filter(|_| self.ending.is_none()),
             self.ending.as_ref().map(|ending| ending.until),

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use chancery_api::archive::{Acknowledge, Credit, attach_down};
+use bytes::Bytes;
+use chancery_api::archive::{Acknowledge, Credit, Handled, attach_down};
 use chancery_xml::{Element, push_attr};
 use chancery_xmpp::{StreamCondition, ns};
 use tokio::time::Instant;
@@ -111,9 +112,23 @@ impl Session {
 
     /// `<a/>`, when it is about something.
     pub(super) fn write_answer(&mut self) {
+        self.say_handled(false);
         if let Some(management) = &mut self.management {
             let answer = management.answer();
             self.connection.queue(answer.as_bytes());
+        }
+    }
+
+    /// The shard hears of a count that the log does not have, before the client is told it: whoever
+    /// resumes elsewhere, or too late, is told no less (XEP-0198 §5).
+    pub(super) fn say_handled(&mut self, again: bool) {
+        let Some(management) = &mut self.management else {
+            return;
+        };
+        if management.is_beyond_log() || again {
+            let count = self.count - management.unhandled(self.count);
+            let sm_id = Bytes::copy_from_slice(&self.handle.identity.log_id);
+            self.tell(attach_down::Item::Handled(Handled { sm_id, count }));
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::outgoing::{Next, Source};
 use super::stream_management::Unacked;
 use super::window::Ruling;
-use super::{ASK_WHEN_IDLE, Session};
+use super::{ASK_WHEN_IDLE, READ_OUT_LIMIT, Session};
 use crate::presence::{self, Owed, Own, Why};
 use crate::service::Gateway;
 use crate::trace;
@@ -233,8 +233,12 @@ impl Session {
                 self.acknowledge(written);
                 held_back
             }
-            Poll::Ready(Err(_)) => {
+            Poll::Ready(Err(_)) if self.ending.is_some() => {
                 self.die();
+                true
+            }
+            Poll::Ready(Err(_)) => {
+                self.connection.mute(now + READ_OUT_LIMIT);
                 true
             }
         }

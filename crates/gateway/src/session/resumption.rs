@@ -140,6 +140,7 @@ impl Session {
         if !self.connection.is_joining() || self.ending.is_some() || !self.window.is_empty() {
             return false;
         }
+        self.say_handled(false);
         let Some(management) = &mut self.management else {
             return false;
         };
@@ -185,8 +186,7 @@ impl Session {
             return;
         };
         self.window.clear();
-        let counted = u32::try_from(self.count % (1 << 32)).unwrap_or(0);
-        self.count -= u64::from(counted.wrapping_sub(management.handled()));
+        self.count -= management.unhandled(self.count);
         self.frozen = false;
     }
 }

@@ -86,6 +86,62 @@ async fn a_session_goes_on_with_another_stream_without_loss_or_repeat() {
     assert!(!server.presence.acts().contains(&Act::Unavailable));
 }
 
+/// The client takes nothing, so nothing is read either; then it says that it has the first, and breaks
+/// off with the rest unread.
+#[tokio::test]
+async fn what_was_said_before_a_socket_broke_is_heard() {
+    let server = Server::with(Config {
+        bytes_per_second: 64 << 20,
+        bytes_burst: 64 << 20,
+        account_bytes_per_second: 64 << 20,
+        account_bytes_burst: 64 << 20,
+        sm_queue_bytes: 64 << 20,
+        ..Config::default()
+    })
+    .await;
+    let mut alice = server.login("alice@a.test", "desk").await;
+    let mut bob = server.resumable("bob@a.test", "phone").await;
+    bob.send("<presence/>").await;
+    server
+        .until("available", || server.presence.acts().contains(&Act::Probe))
+        .await;
+    let body = "x".repeat(200_000);
+    for _ in 0..40 {
+        let message = format!("<message to='bob@a.test' type='chat'><body>{body}</body></message>");
+        alice.send(&message).await;
+    }
+    alice.nothing().await;
+    bob.send(ACK_FOR_1).await;
+    drop(bob);
+    away(&server).await;
+    server
+        .until("acknowledged", || {
+            server.archive.state.lock().acknowledged == [1]
+        })
+        .await;
+}
+
+/// Requests are not in the log: that they were counted, the shard is told before the client.
+#[tokio::test]
+async fn the_shard_knows_what_the_client_was_told() {
+    let server = Server::start().await;
+    let mut bob = server.resumable("bob@a.test", "phone").await;
+    let handled = || server.archive.state.lock().handled.clone();
+    bob.send(&format!("{PING}<r xmlns='urn:xmpp:sm:3'/>")).await;
+    bob.expect(&["id='p'"]).await;
+    bob.expect(&["<a ", "h='1'"]).await;
+    assert_eq!(handled(), [1]);
+    say(&mut bob, "bob@a.test", "logged").await;
+    bob.send("<r xmlns='urn:xmpp:sm:3'/>").await;
+    while !bob.receive().await.contains("<a ") {}
+    assert_eq!(handled(), [1], "the log has the second");
+    bob.send(PING).await;
+    while !bob.receive().await.contains("id='p'") {}
+    bob.send("</stream:stream>").await;
+    while bob.receive().await != "</stream>" {}
+    server.until("told", || handled() == [1, 3]).await;
+}
+
 #[tokio::test]
 async fn enabled_says_for_how_long_and_where() {
     let config = Config {

@@ -41,6 +41,8 @@ pub(crate) struct StreamManagement {
     handled: u32,
     /// The `h` last written.
     told: u32,
+    /// Whether the last of the handled is in the log, or the shard knows that it is not.
+    logged: bool,
     /// The client's last `h`.
     acked: u32,
     queue: VecDeque<Unacked>,
@@ -70,14 +72,21 @@ impl StreamManagement {
         }
     }
 
-    /// One more stanza of the client is handled.
-    pub(crate) fn count_handled(&mut self) {
+    /// One more stanza of the client is handled; and whether the log has it.
+    pub(crate) fn count_handled(&mut self, logged: bool) {
         self.handled = self.handled.wrapping_add(1);
+        self.logged = logged;
     }
 
-    /// Stanzas of the client that are handled, modulo 2^32.
-    pub(crate) fn handled(&self) -> u32 {
-        self.handled
+    /// True when the count that is told next is not in the log: the shard has to hear of it first.
+    pub(crate) fn is_beyond_log(&mut self) -> bool {
+        !std::mem::replace(&mut self.logged, true)
+    }
+
+    /// How many of `count` stanzas that were read are not handled.
+    pub(crate) fn unhandled(&self, count: u64) -> u64 {
+        let counted = u32::try_from(count % (1 << 32)).unwrap_or(0);
+        u64::from(counted.wrapping_sub(self.handled))
     }
 
     /// True when `h` has grown since it was last told.
@@ -302,7 +311,7 @@ mod tests {
     #[test]
     fn handled_wraps() {
         let mut sm = StreamManagement::at(u32::MAX);
-        sm.count_handled();
+        sm.count_handled(true);
         assert!(sm.owes_answer());
         assert_eq!(sm.answer(), "<a xmlns='urn:xmpp:sm:3' h='0'/>");
         assert!(!sm.owes_answer());

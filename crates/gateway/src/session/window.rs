@@ -64,6 +64,8 @@ struct Route {
 struct Slot {
     /// Counts for XEP-0198.
     counted: bool,
+    /// The log has it.
+    logged: bool,
     /// Kept where it may have to be answered.
     element: Option<Box<Element>>,
     step: Step,
@@ -81,6 +83,7 @@ pub(crate) enum Effect {
     /// A stanza is over: it counts, and may be answered.
     Settled {
         counted: bool,
+        logged: bool,
         end: End,
         element: Option<Box<Element>>,
     },
@@ -191,6 +194,7 @@ impl Window {
     fn push(&mut self, counted: bool, element: Option<Element>, step: Step) {
         self.slots.push_back(Slot {
             counted,
+            logged: false,
             element: element.map(Box::new),
             step,
             span: Span::off(),
@@ -310,6 +314,7 @@ impl Window {
                     let outcome = answered.outcome();
                     if !route.ephemeral && answered.number > 0 {
                         effects.push(Effect::Recorded);
+                        slot.logged = true;
                     }
                     if outcome == Outcome::Refused {
                         tracing::error!("the log refused a stanza");
@@ -352,6 +357,7 @@ impl Window {
             }
             if let Some(Slot {
                 counted,
+                logged,
                 element,
                 step: Step::Over(end),
                 mut span,
@@ -360,6 +366,7 @@ impl Window {
                 trace::conclude(&mut span, &end);
                 effects.push(Effect::Settled {
                     counted,
+                    logged,
                     end,
                     element,
                 });
