@@ -64,6 +64,11 @@ impl<T> Shard<T> {
                     self.effects.push(Effect::Release(units));
                     return;
                 }
+                Known::Late => {
+                    self.answer(token, seq, Outcome::Never, 0, "");
+                    self.effects.push(Effect::Release(units));
+                    return;
+                }
                 Known::New => {}
             }
             if let Some(wait) = self.keys.get_mut(&key) {

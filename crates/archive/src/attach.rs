@@ -469,7 +469,7 @@ impl<T> Shard<T> {
                 self.highest.push((id, asked));
                 continue;
             }
-            let count = stream.and_then(|stream| self.memory.highest(&stream));
+            let count = stream.and_then(|stream| self.memory.close(&stream));
             let answer = HighestCountAnswer {
                 request: asked.request,
                 count: count.unwrap_or(0),

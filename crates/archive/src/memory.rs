@@ -27,6 +27,8 @@ struct Mark {
     forgotten: u64,
     /// The highest count that the client was told.
     told: u64,
+    /// Nothing above this count is taken any more.
+    closed: Option<u64>,
 }
 
 /// What is known of a key.
@@ -36,6 +38,8 @@ pub(crate) enum Known {
     Answered(Answered),
     /// It was in the log, and its answer is forgotten.
     Forgotten,
+    /// It comes after the end of its stream.
+    Late,
     /// Never seen.
     New,
 }
@@ -97,14 +101,16 @@ impl Memory {
         }
         match self.marks.get(&key.stream) {
             Some(mark) if key.count <= mark.forgotten => Known::Forgotten,
+            Some(mark) if mark.closed.is_some_and(|at| key.count > at) => Known::Late,
             _ => Known::New,
         }
     }
 
-    /// The highest count that is in the log of a stream-management id, or was told.
-    pub(crate) fn highest(&self, stream: &[u8; 16]) -> Option<u64> {
-        let mark = self.marks.get(stream)?;
-        Some(mark.highest.max(mark.told))
+    /// The highest count that is in the log of a stream-management id, or was told; nothing above it
+    /// is taken from now on. Whoever asks says again what is above it, under another id.
+    pub(crate) fn close(&mut self, stream: &[u8; 16]) -> Option<u64> {
+        let mark = self.marks.get_mut(stream)?;
+        Some(*mark.closed.get_or_insert(mark.highest.max(mark.told)))
     }
 }
 
@@ -135,14 +141,14 @@ mod tests {
         // Never taken, although a later one was: it may come again.
         assert_eq!(memory.look(&key(1, 4)), Known::New);
         assert_eq!(memory.look(&key(2, 5)), Known::New);
-        assert_eq!(memory.highest(&[1; 16]), Some(5));
-        assert_eq!(memory.highest(&[2; 16]), None);
+        assert_eq!(memory.close(&[2; 16]), None);
         memory.told([1; 16], 4);
-        assert_eq!(memory.highest(&[1; 16]), Some(5));
-        memory.told([1; 16], 7);
         memory.told([3; 16], 2);
-        assert_eq!(memory.highest(&[1; 16]), Some(7));
-        assert_eq!(memory.highest(&[3; 16]), Some(2));
+        assert_eq!(memory.close(&[3; 16]), Some(2));
+        assert_eq!(memory.close(&[1; 16]), Some(5));
+        assert_eq!(memory.look(&key(1, 6)), Known::Late);
+        memory.told([1; 16], 7);
+        assert_eq!(memory.close(&[1; 16]), Some(5), "as it was told first");
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl<T> Shard<T> {
                 outcome: Outcome::Committed.into(),
                 ..AppendAnswer::default()
             },
-            Known::New => AppendAnswer {
+            Known::Late | Known::New => AppendAnswer {
                 outcome: Outcome::Never.into(),
                 ..AppendAnswer::default()
             },

@@ -220,7 +220,8 @@ pub struct Handled {
     #[prost(uint64, tag = "2")]
     pub count: u64,
 }
-/// Asks the highest count that the log has, or was told, for a stream-management id.
+/// Asks the highest count that the log has, or was told, for a stream-management id. Nothing above the answer is taken
+/// from then on: the client says it again, under another id.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HighestCount {
     #[prost(uint64, tag = "1")]
@@ -601,7 +602,8 @@ pub enum Outcome {
     Wait = 4,
     /// Not taken and will not be: no verdict, malformed.
     Refused = 5,
-    /// Settle only: not in the log, and never will be under this key and incarnation.
+    /// Not in the log, and never will be under this key and incarnation: the answer to a settle, and to whatever comes
+    /// after the count of its stream-management id was asked for.
     Never = 6,
 }
 impl Outcome {

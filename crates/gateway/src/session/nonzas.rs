@@ -67,6 +67,7 @@ impl Session {
         self.management = Some(Box::new(queue));
         // §4: both sides count from here.
         self.count = 0;
+        self.say_handled(true);
         self.connection.queue(enabled.as_bytes());
         self.grant(self.managed_credit() - CREDIT);
     }
