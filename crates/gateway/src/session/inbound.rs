@@ -38,10 +38,6 @@ impl Session {
             if !reads {
                 break;
             }
-            if let Some(at) = self.closed_until(now) {
-                self.paused_until = Some(at);
-                break;
-            }
             let Poll::Ready(frame) = self.connection.poll_frame(cx) else {
                 break;
             };
@@ -60,17 +56,10 @@ impl Session {
         progress
     }
 
-    /// When its own buckets and those that it shares let it read on; `None` when they do now.
-    fn closed_until(&mut self, now: Instant) -> Option<Instant> {
-        let shared = self.shared.iter().filter_map(|one| one.closed_until(now));
-        shared.max().max(self.shaping.closed_until(now))
-    }
-
     fn on_element(&mut self, element: Element, now: Instant) {
-        self.shaping.took(element.bytes.len());
-        for shared in &self.shared {
-            shared.took(element.bytes.len());
-        }
+        let bytes = element.bytes.len();
+        let shared = self.shared.iter().filter_map(|one| one.took(bytes, now));
+        self.paused_until = shared.max().max(self.shaping.took(bytes, now));
         let is_on = |feature| self.gateway.handlers.is_on(feature);
         match &*element.header.ns {
             ns::SM if is_on("stream_management") => {

@@ -44,14 +44,9 @@ impl Shared {
         Self(Arc::new(Mutex::new(Shaping::new(stanzas, bytes, now))))
     }
 
-    /// See [`Shaping::closed_until`].
-    pub(crate) fn closed_until(&self, now: Instant) -> Option<Instant> {
-        self.0.lock().closed_until(now)
-    }
-
     /// See [`Shaping::took`].
-    pub(crate) fn took(&self, bytes: usize) {
-        self.0.lock().took(bytes);
+    pub(crate) fn took(&self, bytes: usize, now: Instant) -> Option<Instant> {
+        self.0.lock().took(bytes, now)
     }
 
     #[cfg(test)]
@@ -69,8 +64,8 @@ impl Bucket {
         }
     }
 
-    /// When there is something to take again; `None` when there is now.
-    fn closed_until(&mut self, now: Instant) -> Option<Instant> {
+    /// Takes so many. When there is something to take again; `None` when there is now.
+    fn take(&mut self, tokens: u64, now: Instant) -> Option<Instant> {
         let rate = u64::from(self.rate.per_second.max(1));
         let micros = u64::try_from(now.saturating_duration_since(self.filled_at).as_micros())
             .unwrap_or(u64::MAX);
@@ -81,14 +76,11 @@ impl Bucket {
             self.milli_tokens = self.milli_tokens.saturating_add(gained).min(room);
             self.filled_at = now;
         }
+        self.milli_tokens = self.milli_tokens.saturating_sub(scaled(tokens));
         let missing = u64::try_from(1 - self.milli_tokens)
             .ok()
             .filter(|missing| *missing > 0)?;
         Some(now + Duration::from_micros((missing * 1000).div_ceil(rate)))
-    }
-
-    fn take(&mut self, tokens: u64) {
-        self.milli_tokens = self.milli_tokens.saturating_sub(scaled(tokens));
     }
 }
 
@@ -101,17 +93,10 @@ impl Shaping {
         }
     }
 
-    /// When reading may go on; `None` when it may now.
-    pub(crate) fn closed_until(&mut self, now: Instant) -> Option<Instant> {
-        self.stanzas
-            .closed_until(now)
-            .max(self.bytes.closed_until(now))
-    }
-
-    /// A stanza of so many bytes was read.
-    pub(crate) fn took(&mut self, bytes: usize) {
-        self.stanzas.take(1);
-        self.bytes.take(bytes as u64);
+    /// A stanza of so many bytes was read. When reading may go on; `None` when it may now.
+    pub(crate) fn took(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+        let stanzas = self.stanzas.take(1, now);
+        stanzas.max(self.bytes.take(bytes as u64, now))
     }
 }
 
@@ -138,28 +123,17 @@ mod tests {
             plenty,
             start,
         );
-        for _ in 0..3 {
-            assert_eq!(shaping.closed_until(start), None);
-            shaping.took(1);
-        }
-        let next = shaping.closed_until(start);
+        assert_eq!(shaping.took(1, start), None);
+        assert_eq!(shaping.took(1, start), None);
+        let next = shaping.took(1, start);
         assert!(next.is_some_and(|at| at > start && at < start + Duration::from_millis(2)));
         // one stanza goes below zero and is paid for
         let later = start + Duration::from_millis(1);
-        assert_eq!(shaping.closed_until(later), None);
-        shaping.took(1);
-        assert!(
-            shaping
-                .closed_until(later)
-                .is_some_and(|at| at > later + Duration::from_millis(95))
-        );
+        let next = shaping.took(1, later);
+        assert!(next.is_some_and(|at| at > later + Duration::from_millis(95)));
         // ten seconds of silence fill no more than the burst
-        let mut taken = 0;
-        while shaping
-            .closed_until(later + Duration::from_secs(10))
-            .is_none()
-        {
-            shaping.took(1);
+        let mut taken = 1; // the last, which closes
+        while shaping.took(1, later + Duration::from_secs(10)).is_none() {
             taken += 1;
         }
         assert_eq!(taken, 3);
@@ -180,9 +154,7 @@ mod tests {
             },
             now,
         );
-        assert_eq!(shaping.closed_until(now), None);
-        shaping.took(2100);
-        let until = shaping.closed_until(now);
+        let until = shaping.took(2100, now);
         assert!(until.is_some_and(|at| at >= now + Duration::from_secs(2)));
     }
 }
