@@ -2,10 +2,11 @@
 //! that a repeat is one record and a lost lane can be settled. Bounded; refuses to guess about
 //! what it has forgotten beyond saying that it was in the log.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use chancery_api::archive::Outcome;
 use chancery_evidence::IdempotencyKey;
+use hashbrown::HashMap;
 
 /// Keys whose answers are remembered; the oldest is forgotten first.
 pub(crate) const KEYS_LIMIT: usize = 100_000;

@@ -213,9 +213,9 @@ pub(crate) struct Shard<T> {
     pub(crate) next_pending: u64,
     /// The last uncommitted item of a pair of bare JIDs, by their hash; one that collides waits
     /// for nothing worse than a commit.
-    pub(crate) pairs: HashMap<u64, u64>,
+    pub(crate) pairs: hashbrown::HashMap<u64, u64>,
     pub(crate) memory: Memory,
-    pub(crate) keys: HashMap<IdempotencyKey, KeyWait<T>>,
+    pub(crate) keys: hashbrown::HashMap<IdempotencyKey, KeyWait<T>>,
     pub(crate) settles: HashMap<u64, SettleWait<T>>,
     pub(crate) next_settle: u64,
     /// Questions for a highest count that wait for what is under way.
@@ -226,7 +226,7 @@ pub(crate) struct Shard<T> {
     pub(crate) gateways: Vec<Gateway>,
     pub(crate) gateway_index: HashMap<Arc<str>, u32>,
     pub(crate) streams: BTreeMap<StreamId, Stream>,
-    pub(crate) followers: HashMap<FollowerKey, Follower>,
+    pub(crate) followers: hashbrown::HashMap<FollowerKey, Follower>,
     pub(crate) lagging: BTreeSet<FollowerKey>,
     /// A stream had no room since the last tick: its sessions are looked at again.
     pub(crate) pressed: bool,
@@ -251,9 +251,9 @@ impl<T> Shard<T> {
             arrived: VecDeque::new(),
             under_way: None,
             next_pending: 1,
-            pairs: HashMap::new(),
+            pairs: hashbrown::HashMap::new(),
             memory: recovered.memory,
-            keys: HashMap::new(),
+            keys: hashbrown::HashMap::new(),
             settles: HashMap::new(),
             next_settle: 1,
             highest: Vec::new(),
@@ -263,7 +263,7 @@ impl<T> Shard<T> {
             gateways: Vec::new(),
             gateway_index: HashMap::new(),
             streams: BTreeMap::new(),
-            followers: HashMap::new(),
+            followers: hashbrown::HashMap::new(),
             lagging: BTreeSet::new(),
             pressed: false,
             next_read: 1,
@@ -312,7 +312,7 @@ impl<T> Shard<T> {
         let sessions = &self.mailboxes.get(bare)?.sessions;
         let has = |key: &&FollowerKey| {
             self.followers
-                .get(key)
+                .get(*key)
                 .is_some_and(|f| &*f.resource == resource)
         };
         sessions.iter().find(has).copied()

@@ -11,7 +11,7 @@ pub fn is_xml_char(c: char) -> bool {
 
 /// Appends `text` as character data.
 pub fn escape_text(out: &mut String, text: &str) {
-    escape(out, text, |c| match c {
+    escape(out, text, &TEXT, |c| match c {
         '&' => Some("&amp;"),
         '<' => Some("&lt;"),
         '>' => Some("&gt;"),
@@ -23,7 +23,7 @@ pub fn escape_text(out: &mut String, text: &str) {
 
 /// Appends `value` so that it can stand between quotes of either kind.
 pub fn escape_attr(out: &mut String, value: &str) {
-    escape(out, value, |c| match c {
+    escape(out, value, &ATTR, |c| match c {
         '&' => Some("&amp;"),
         '<' => Some("&lt;"),
         '>' => Some("&gt;"),
@@ -37,6 +37,27 @@ pub fn escape_attr(out: &mut String, value: &str) {
     });
 }
 
+/// Bytes that are copied as they are, whatever they belong to: all but those that `looked_at` names,
+/// control characters, and the first of U+F000 to U+FFFF, two of which XML cannot carry.
+const fn copied(looked_at: &[u8]) -> [bool; 256] {
+    let mut table = [true; 256];
+    let mut at = 0;
+    while at < 0x20 {
+        table[at] = false;
+        at += 1;
+    }
+    table[0xef] = false;
+    at = 0;
+    while at < looked_at.len() {
+        table[looked_at[at] as usize] = false;
+        at += 1;
+    }
+    table
+}
+
+static TEXT: [bool; 256] = copied(b"&<>");
+static ATTR: [bool; 256] = copied(b"&<>'\"");
+
 /// Appends ` name='value'`.
 pub fn push_attr(out: &mut String, name: &str, value: &str) {
     out.push(' ');
@@ -46,19 +67,31 @@ pub fn push_attr(out: &mut String, name: &str, value: &str) {
     out.push('\'');
 }
 
-fn escape(out: &mut String, text: &str, entity: impl Fn(char) -> Option<&'static str>) {
-    let mut copied = 0;
-    for (at, c) in text.char_indices() {
+fn escape(
+    out: &mut String,
+    text: &str,
+    copied: &[bool; 256],
+    entity: impl Fn(char) -> Option<&'static str>,
+) {
+    let (mut from, mut at) = (0, 0);
+    let needs_look = |byte: &u8| !copied[usize::from(*byte)];
+    while let Some(found) = text.as_bytes()[at..].iter().position(needs_look) {
+        let start = at + found;
+        // Only first bytes of characters are looked at.
+        let Some(c) = text[start..].chars().next() else {
+            break;
+        };
+        at = start + c.len_utf8();
         let replacement = match entity(c) {
             Some(entity) => entity,
             None if is_xml_char(c) => continue,
             None => "\u{fffd}",
         };
-        out.push_str(&text[copied..at]);
+        out.push_str(&text[from..start]);
         out.push_str(replacement);
-        copied = at + c.len_utf8();
+        from = at;
     }
-    out.push_str(&text[copied..]);
+    out.push_str(&text[from..]);
 }
 
 /// Undoes references, CDATA sections and line ends in validated character data.
