@@ -34,6 +34,10 @@ pub struct Config {
     pub connections: usize,
     /// Connections of one address (of one /64 with IPv6); many people may share one.
     pub connections_per_address: usize,
+    /// New connections of one address a second, in the long run...
+    pub connections_per_address_per_second: u32,
+    /// ...and at once.
+    pub connections_per_address_burst: u32,
     /// Connections in all that have not authenticated.
     pub half_open: usize,
     /// Connections of one address that have not authenticated.
@@ -103,6 +107,8 @@ impl Default for Config {
             administered: BTreeSet::new(),
             connections: 100_000,
             connections_per_address: 20_000,
+            connections_per_address_per_second: 100,
+            connections_per_address_burst: 20_000,
             half_open: 16_384,
             half_open_per_address: 2_048,
             handshakes: 1_024,
@@ -220,9 +226,19 @@ impl Config {
     }
 
     /// What is a number of its own, and the least that it may be.
-    fn leasts(&self) -> [(&'static str, u32, u32); 14] {
+    fn leasts(&self) -> [(&'static str, u32, u32); 16] {
         let rate = |per_second: u32| per_second.max(1);
         [
+            (
+                "connections_per_address_per_second",
+                self.connections_per_address_per_second,
+                1,
+            ),
+            (
+                "connections_per_address_burst",
+                self.connections_per_address_burst,
+                1,
+            ),
             ("stanzas_per_second", self.stanzas_per_second, 1),
             (
                 "stanzas_burst",
@@ -294,6 +310,10 @@ impl Config {
             per_address: self.connections_per_address,
             half_open: self.half_open,
             half_open_per_address: self.half_open_per_address,
+            rate_per_address: Rate {
+                per_second: self.connections_per_address_per_second,
+                burst: self.connections_per_address_burst,
+            },
         }
     }
 

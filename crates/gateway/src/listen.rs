@@ -185,7 +185,7 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener, begins: Begins) {
 }
 
 fn admit(shared: &Arc<Shared>, socket: TcpStream, peer: SocketAddr, begins: Begins) {
-    match shared.admission.admit(peer.ip()) {
+    match shared.admission.admit(peer.ip(), shared.clock.monotonic()) {
         Ok(admitted) => {
             shared.counted.accepted(begins);
             if let Err(error) = tune(&socket, &shared.config) {
@@ -237,7 +237,7 @@ fn tune(socket: &TcpStream, config: &Config) -> io::Result<()> {
 fn refuse(shared: &Shared, socket: TcpStream, refusal: Refusal) {
     let condition = match refusal {
         Refusal::Server => StreamCondition::ResourceConstraint,
-        Refusal::Address => StreamCondition::PolicyViolation,
+        Refusal::Address | Refusal::Rate => StreamCondition::PolicyViolation,
     };
     let id = shared.ids.token();
     let domains = shared.domains.load();

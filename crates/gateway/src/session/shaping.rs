@@ -12,11 +12,11 @@ const SCALE: u64 = 1000;
 
 /// What one session may send of one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rate {
+pub struct Rate {
     /// In the long run.
-    pub(crate) per_second: u32,
+    pub per_second: u32,
     /// At once, after a pause.
-    pub(crate) burst: u32,
+    pub burst: u32,
 }
 
 /// A bucket may go below zero: what a stanza takes is known when it is there.
