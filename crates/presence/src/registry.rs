@@ -11,7 +11,7 @@ use crate::effects::{Copy, Effects, gone, hides, said, shows};
 use crate::store::{PresenceStore, Session, SessionKey, bare};
 
 /// Accounts that the broadcast of one session goes to; further ones do not hear.
-pub const SHOWN_LIMIT: usize = 5_000;
+pub const SHOWN_LIMIT: usize = 10_000;
 /// JIDs that one session has directed presence to; further ones do not hear.
 pub const DIRECTED_LIMIT: usize = 1_000;
 
@@ -113,6 +113,7 @@ impl<S: PresenceStore> Registry<S> {
             Act::Available => self.available(key, attachment, item, &mut effects),
             Act::Unavailable => self.unavailable(&key, item, &mut effects),
             Act::Directed => self.directed(key, attachment, item, &mut effects),
+            Act::Amend => self.amend(&key, attachment, item, &mut effects),
             Act::Refresh => self.refresh(&key, attachment, item, &mut effects),
             Act::Resync => self.resync(key, attachment, item, &mut effects),
             Act::Probe => self.probe(&key, item, &mut effects),
@@ -291,6 +292,46 @@ impl<S: PresenceStore> Registry<S> {
                 }
                 session.shown.insert((*jid).into());
                 fresh.push(*jid);
+            }
+            let payload = said.payload.clone();
+            let shows = Copy {
+                payload,
+                ..shows(item)
+            };
+            self.copy(effects, &shows, &self.receivers(fresh, None));
+        }
+        self.store.put(session);
+    }
+
+    /// A difference: shown to the targets that have not seen it, taken back from the hidden ones that
+    /// have, unless it was directed to them.
+    fn amend(
+        &mut self,
+        key: &SessionKey,
+        attachment: u64,
+        item: &PublishItem,
+        effects: &mut Effects,
+    ) {
+        let Some(mut session) = self.take_own(key, &item.from) else {
+            return;
+        };
+        session.attachment = attachment;
+        let hidden = item.hidden.iter().map(String::as_str);
+        let hidden: Vec<&str> = hidden.filter(|jid| session.shown.remove(*jid)).collect();
+        let seen = |jid: &&str| !session.directed.contains(*jid);
+        self.hide(&session, hidden.into_iter().filter(seen), item, effects);
+        if let Some(said) = &session.said {
+            let mut fresh = Vec::new();
+            for jid in item.targets.iter().map(String::as_str) {
+                if session.shown.contains(jid) {
+                    continue;
+                }
+                if session.shown.len() >= SHOWN_LIMIT {
+                    effects.refuse(1);
+                    continue;
+                }
+                session.shown.insert(jid.into());
+                fresh.push(jid);
             }
             let payload = said.payload.clone();
             let shows = Copy {

@@ -291,6 +291,7 @@ impl Session {
                 self.owed_at = self.owed_at.map(|_| self.gateway.clock.monotonic());
             }
             Event::Resync => self.owe(Why::Resync),
+            Event::Colleagues(shift, after) => self.on_colleagues(shift, after),
             Event::CutOff(why) => self.on_cut_off(why),
             Event::Shutdown => {
                 self.end(
@@ -377,7 +378,7 @@ impl Session {
         }
         if self.owed_due().is_some_and(|at| at <= now) {
             self.owed_at = None;
-            self.publish_owed();
+            self.publish_owed(now);
             progress = true;
         }
         if self.ask_at.is_some_and(|at| at <= now) {

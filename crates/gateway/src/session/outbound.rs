@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chancery_api::Kind;
 use chancery_api::archive::{DenyEntry, attach_down};
 use chancery_xmpp::StreamCondition;
 use futures_util::FutureExt;
@@ -14,6 +15,7 @@ use super::outgoing::{Next, Source};
 use super::stream_management::Unacked;
 use super::window::Ruling;
 use super::{ASK_WHEN_IDLE, Session};
+use crate::colleagues::{Shift, told};
 use crate::presence::{self, Owed, Own, Why};
 use crate::service::Gateway;
 use crate::trace;
@@ -35,7 +37,7 @@ impl Session {
         if source.is_push() || source.is_notice() {
             self.on_roster_changed();
         }
-        if source.is_notice() {
+        if source.is_notice() || self.is_of_colleague(&source) {
             return;
         }
         if let Some(is_push) = source.is_blocks() {
@@ -145,10 +147,15 @@ impl Session {
             .served(trace::DELIVER, source.traceparent());
         span.set("kind", trace::kind(source.kind()));
         let handle = Arc::clone(&self.handle);
-        let Some(bytes) = source.form(handle.identity.reader()) else {
+        let Some(mut bytes) = source.form(handle.identity.reader()) else {
             tracing::error!("a delivery has no form that can be written");
             return;
         };
+        if source.is_push()
+            && let Some(told) = &handle.identity.followed.lock().roster
+        {
+            bytes = told::versioned(&bytes, told);
+        }
         let entry = source.entry();
         self.connection.queue(&bytes);
         self.gateway.metrics.outbound.inc();
@@ -243,9 +250,9 @@ impl Session {
     /// The session's own presence: nothing is read until it is published or owed.
     pub(super) fn own_presence(&mut self, own: Own, counted: bool) {
         self.own = Some(Arc::new(own));
-        // What was owed before is superseded.
-        self.owed = Owed::default();
-        self.owed_at = None;
+        // What was owed before is superseded, but for what is said of others.
+        self.owed = self.owed.superseded();
+        self.owed_at = self.owed_at.filter(|_| self.owed != Owed::default());
         self.publish(counted, Why::Changed);
     }
 
@@ -258,22 +265,64 @@ impl Session {
 
     /// Presence is to be published again, as soon as nothing else runs alone: once for many reasons.
     pub(super) fn owe(&mut self, why: Why) {
+        self.owe_after(why, Duration::ZERO);
+    }
+
+    /// The same, after a while: sooner where something else is due before.
+    fn owe_after(&mut self, why: Why, after: Duration) {
         self.owed.add(why);
-        self.owed_at = Some(self.gateway.clock.monotonic());
+        let at = self.gateway.clock.monotonic() + after;
+        self.owed_at = Some(self.owed_at.map_or(at, |owed_at| owed_at.min(at)));
     }
 
     /// What could not be published is tried again.
-    pub(super) fn publish_owed(&mut self) {
+    pub(super) fn publish_owed(&mut self, now: Instant) {
         for why in std::mem::take(&mut self.owed).reasons() {
+            if why == Why::Probe && !(self.outgoing.is_empty() && self.takes_stanzas()) {
+                // What came of the last one is not written yet.
+                self.owed.add(why);
+                self.owed_at = Some(now + presence::PROBE_PAUSE);
+                continue;
+            }
             self.publish_again(why);
         }
+    }
+
+    /// Colleagues came, went or were renamed.
+    pub(super) fn on_colleagues(&mut self, shift: Arc<Shift>, after: Duration) {
+        self.handle.identity.followed.lock().moved.add(shift);
+        self.owe_after(Why::Colleagues, after);
+    }
+
+    /// What is said to this session otherwise, or not at all, because it is of a colleague: a push of
+    /// the item beneath, and a request to be heard by who hears already.
+    fn is_of_colleague(&mut self, source: &Source) -> bool {
+        let account = &*self.handle.identity.account;
+        let Source::Log(delivered, _) = source else {
+            return false;
+        };
+        if source.kind() == Kind::Presence && delivered.up.r#type == "subscribe" {
+            return self.gateway.colleagues.are(account, &delivered.up.from);
+        }
+        if !source.is_push() {
+            return false;
+        }
+        let Some(jid) = told::pushed(&delivered.up.payload) else {
+            return false;
+        };
+        if !self.gateway.colleagues.are(account, &jid) {
+            return false;
+        }
+        let shift = Arc::new(Shift::Renamed(jid.into()));
+        self.on_colleagues(shift, Duration::ZERO);
+        true
     }
 
     /// Publishes the newest presence, for another reason than that the client has just said so.
     fn publish_again(&mut self, why: Why) {
         let directed = !self.handle.identity.followed.lock().directed.is_empty();
         let available = self.own.as_ref().is_some_and(|own| own.is_available());
-        let wanted = why == Why::Changed || available || directed;
+        let wanted = matches!(why, Why::Changed | Why::Colleagues) || available || directed;
         if wanted && self.ending.is_none() {
             self.publish(false, why);
         }

@@ -1,0 +1,351 @@
+//! What a session's client has been told of colleagues: whole rosters and pushes, made of the own
+//! items and of the groups that the directory shows, without those whom policy hides.
+//!
+//! Owns the version that stands for such a list. Refuses to own items (the roster service does).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use chancery_api::roster::{GetRequest, GetResponse, Item, Subscription};
+use chancery_api::{Cx, Denial, Kind};
+use chancery_runtime::trace::TraceContext;
+use chancery_xml::{Limits, push_attr, scan};
+use chancery_xmpp::ns;
+
+use super::{Circle, Shift};
+use crate::iq::roster::write_item;
+use crate::pipeline::decide::{Question, Undecided, allows};
+use crate::presence::Away;
+use crate::service::Gateway;
+use crate::session::identity::Identity;
+
+/// Colleagues of one change that are pushed; of more the client learns when it asks for the roster.
+pub(crate) const PUSHED_LIMIT: usize = 16;
+
+/// What a client that asked for the roster holds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    /// Of the table of groups: what it says up to here is in the client's roster.
+    version: u64,
+    /// Of the colleagues in it.
+    sum: u128,
+    /// Colleagues that are not in it: hidden, or not pushed. Sorted.
+    untold: Arc<[Arc<str>]>,
+}
+
+impl Told {
+    fn has_untold(&self, jid: &str) -> bool {
+        let found = self.untold.binary_search_by(|known| (**known).cmp(jid));
+        found.is_ok()
+    }
+
+    /// What stands behind the roster service's number in a version; empty without colleagues.
+    pub(crate) fn suffix(&self) -> String {
+        match self.sum {
+            0 => String::new(),
+            sum => format!("-{sum:032x}"),
+        }
+    }
+}
+
+/// Of a colleague by one group. A version adds these, so that one who comes or goes changes it without
+/// a look at all others; what is hidden is not in it.
+fn mark(jid: &str, label: &str) -> u128 {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(jid.as_bytes());
+    context.update(&[0]);
+    context.update(label.as_bytes());
+    let hash = context.finish();
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().zip(hash.as_ref()) {
+        *to = *from;
+    }
+    u128::from_be_bytes(bytes)
+}
+
+/// Of these, those that the account may know of: to whom it may write, or is told why not. Who is behind
+/// a concealed wall is hidden as one who is not there.
+pub(crate) async fn visible(
+    gateway: &Gateway,
+    identity: &Identity,
+    jids: Vec<String>,
+    trace: Option<TraceContext>,
+) -> Result<BTreeSet<String>, Undecided> {
+    let question = Question {
+        from: identity.full.to_string(),
+        to: jids,
+        kind: Kind::Message,
+        type_: String::new(),
+        trace,
+    };
+    let verdicts = gateway.policy.decide(&question).await?;
+    let asked = question.to.into_iter().zip(&verdicts);
+    let seen = asked.filter(|(_, v)| allows(v) || v.denial() == Denial::PolicyViolation);
+    Ok(seen.map(|(jid, _)| jid).collect())
+}
+
+/// A colleague, and one that the account may know of?
+pub(crate) async fn is_colleague(
+    gateway: &Gateway,
+    identity: &Identity,
+    jid: &str,
+    trace: Option<TraceContext>,
+) -> Result<bool, Undecided> {
+    if !gateway.colleagues.are(&identity.account, jid) {
+        return Ok(false);
+    }
+    let seen = visible(gateway, identity, vec![jid.to_owned()], trace).await?;
+    Ok(!seen.is_empty())
+}
+
+/// The own items with the colleagues, and what of that the client is told.
+pub(crate) async fn whole(
+    gateway: &Gateway,
+    identity: &Identity,
+    circle: &Circle,
+    own: Vec<Item>,
+    trace: Option<TraceContext>,
+) -> Result<(Vec<Item>, Told), Undecided> {
+    let names: Vec<String> = circle
+        .names(&identity.account)
+        .map(ToString::to_string)
+        .collect();
+    let seen = visible(gateway, identity, names, trace).await?;
+    let hidden = circle.names(&identity.account);
+    let mut hidden: Vec<Arc<str>> = hidden
+        .filter(|jid| !seen.contains(&***jid))
+        .cloned()
+        .collect();
+    hidden.sort_unstable();
+    let mut told = Told {
+        version: circle.version,
+        sum: 0,
+        untold: gateway.colleagues.share(hidden),
+    };
+    Ok((merged(own, circle, &seen, &mut told), told))
+}
+
+fn merged(own: Vec<Item>, circle: &Circle, seen: &BTreeSet<String>, told: &mut Told) -> Vec<Item> {
+    let own = own.into_iter().map(|item| (item.jid.clone(), item));
+    let mut items: BTreeMap<String, Item> = own.collect();
+    for jid in seen {
+        let item = as_colleague(items.remove(jid), jid, circle);
+        items.insert(jid.clone(), item);
+        for label in circle.labels(jid) {
+            told.sum = told.sum.wrapping_add(mark(jid, label));
+        }
+    }
+    // What only names a colleague is nothing without one.
+    items.into_values().filter(|item| !item.colleague).collect()
+}
+
+/// The item of a colleague: heard both ways, in the groups of the directory and those of the owner.
+fn as_colleague(own: Option<Item>, jid: &str, circle: &Circle) -> Item {
+    let own = own.unwrap_or_default();
+    let mut groups = own.groups;
+    groups.extend(circle.labels(jid).map(str::to_owned));
+    groups.sort_unstable();
+    groups.dedup();
+    Item {
+        jid: jid.to_owned(),
+        name: own.name,
+        subscription: Subscription::Both.into(),
+        groups,
+        ..Item::default()
+    }
+}
+
+/// Pushes for what has shifted, one for each colleague concerned; none to a client that has not asked
+/// for the roster. A larger change is not pushed: the version tells when the client asks again.
+pub(crate) async fn pushes(
+    gateway: &Gateway,
+    identity: &Identity,
+    shifts: &[Arc<Shift>],
+) -> Result<Vec<Bytes>, Away> {
+    let Some(mut told) = identity.followed.lock().roster.as_deref().cloned() else {
+        return Ok(Vec::new());
+    };
+    let news: Vec<&Shift> = shifts
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|shift| match shift {
+            Shift::Joined(version, ..) | Shift::Left(version, ..) => *version > told.version,
+            Shift::Renamed(_) => true,
+            Shift::Blocked(_) => false,
+        })
+        .collect();
+    let jids: BTreeSet<&str> = news
+        .iter()
+        .flat_map(|shift| shift.jids())
+        .map(AsRef::as_ref)
+        .filter(|jid| **jid != *identity.account)
+        .collect();
+    if jids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bytes = if jids.len() > PUSHED_LIMIT {
+        let joined = news.iter().filter_map(|shift| match shift {
+            Shift::Joined(_, _, jids) => Some(jids),
+            _ => None,
+        });
+        let mut untold: BTreeSet<Arc<str>> = told.untold.iter().cloned().collect();
+        untold.extend(joined.flat_map(|jids| jids.iter().cloned()));
+        told.untold = gateway.colleagues.share(untold.into_iter().collect());
+        Vec::new()
+    } else {
+        let ask = GetRequest {
+            owner: identity.account.to_string(),
+            known_version: None,
+        };
+        let own = gateway.roster.get(&Cx::local(), ask).await;
+        let own = own.map_err(|_| Away)?;
+        let names = jids.iter().map(ToString::to_string).collect();
+        let seen = visible(gateway, identity, names, None).await?;
+        let circle = gateway.colleagues.of(&identity.account);
+        let mut pushed = Vec::new();
+        for jid in jids {
+            let may = seen.contains(jid);
+            let now = may && circle.has(jid);
+            if tell(&mut told, &news, (jid, may), &circle) {
+                let item = item(&own, jid, now.then_some(&circle));
+                pushed.push(push(gateway, identity, &own.version, &told, &item));
+            }
+        }
+        told.untold = gateway.colleagues.share(told.untold.to_vec());
+        pushed
+    };
+    let newest = news.iter().filter_map(|shift| match shift {
+        Shift::Joined(version, ..) | Shift::Left(version, ..) => Some(*version),
+        Shift::Renamed(_) | Shift::Blocked(_) => None,
+    });
+    told.version = newest.fold(told.version, u64::max);
+    identity.followed.lock().roster = Some(Box::new(told));
+    Ok(bytes)
+}
+
+/// Too much has shifted to be followed: the client has not been told of anybody for sure, and what it
+/// holds is no version that there is.
+pub(crate) fn lost(gateway: &Gateway, identity: &Identity) {
+    let circle = gateway.colleagues.of(&identity.account);
+    let mut names: Vec<Arc<str>> = circle.names(&identity.account).cloned().collect();
+    names.sort_unstable();
+    let mut followed = identity.followed.lock();
+    if let Some(told) = &mut followed.roster {
+        told.version = circle.version;
+        told.sum = told.sum.wrapping_add(mark("", ""));
+        told.untold = gateway.colleagues.share(names);
+    }
+}
+
+/// Makes the version what it is with this colleague, of whom the client `may` know or not. False when it
+/// has not heard of him, and does not now.
+fn tell(told: &mut Told, news: &[&Shift], (jid, may): (&str, bool), circle: &Circle) -> bool {
+    let about = |jids: &[Arc<str>]| jids.iter().any(|other| **other == *jid);
+    let renamed = news
+        .iter()
+        .any(|shift| matches!(shift, Shift::Renamed(other) if **other == *jid));
+    let joins = news
+        .iter()
+        .any(|shift| matches!(shift, Shift::Joined(_, _, jids) if about(jids)));
+    if told.has_untold(jid) {
+        let left = |jid: &Arc<str>, other: &str| **jid != *other;
+        let without = || told.untold.iter().filter(|other| left(other, jid)).cloned();
+        if may && circle.has(jid) {
+            for label in circle.labels(jid) {
+                told.sum = told.sum.wrapping_add(mark(jid, label));
+            }
+            told.untold = without().collect();
+            return true;
+        }
+        if !circle.has(jid) {
+            told.untold = without().collect();
+        }
+        return renamed;
+    }
+    if joins && !may {
+        if circle.has(jid) {
+            let mut untold = told.untold.to_vec();
+            let at = untold.binary_search_by(|other| (**other).cmp(jid));
+            untold.insert(at.unwrap_or_else(|at| at), jid.into());
+            told.untold = untold.into();
+        }
+        return renamed;
+    }
+    for shift in news {
+        match shift {
+            Shift::Joined(_, label, jids) if about(jids) => {
+                told.sum = told.sum.wrapping_add(mark(jid, label));
+            }
+            Shift::Left(_, label, jids) if about(jids) => {
+                told.sum = told.sum.wrapping_sub(mark(jid, label));
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
+/// The item for a push: of a colleague, else what is beneath, else a removal.
+fn item(own: &GetResponse, jid: &str, circle: Option<&Circle>) -> Item {
+    let beneath = own.items.iter().find(|item| item.jid == jid).cloned();
+    if let Some(circle) = circle {
+        return as_colleague(beneath, jid, circle);
+    }
+    beneath
+        .filter(|item| !item.colleague)
+        .unwrap_or_else(|| Item {
+            jid: jid.to_owned(),
+            subscription: Subscription::Remove.into(),
+            ..Item::default()
+        })
+}
+
+/// A push to this session (RFC 6121 §2.1.6).
+fn push(gateway: &Gateway, identity: &Identity, version: &str, told: &Told, item: &Item) -> Bytes {
+    let mut out = String::with_capacity(256);
+    out.push_str("<iq");
+    push_attr(&mut out, "xmlns", ns::CLIENT);
+    push_attr(&mut out, "type", "set");
+    push_attr(&mut out, "id", &format!("push-{}", gateway.ids.token()));
+    push_attr(&mut out, "from", &identity.account);
+    push_attr(&mut out, "to", &identity.full);
+    out.push_str("><query");
+    push_attr(&mut out, "xmlns", ns::ROSTER);
+    push_attr(&mut out, "ver", &format!("{version}{}", told.suffix()));
+    out.push('>');
+    write_item(&mut out, item);
+    out.push_str("</query></iq>");
+    out.into()
+}
+
+/// Puts the colleagues into the version of a push of the roster service.
+pub(crate) fn versioned(push: &Bytes, told: &Told) -> Bytes {
+    let suffix = told.suffix();
+    let text = std::str::from_utf8(push).unwrap_or_default();
+    let Some((before, rest)) = text.split_once(VERSION) else {
+        return push.clone();
+    };
+    let Some((number, after)) = rest.split_once('\'') else {
+        return push.clone();
+    };
+    match suffix.is_empty() {
+        true => push.clone(),
+        false => format!("{before}{VERSION}{number}{suffix}'{after}").into(),
+    }
+}
+
+/// Whom a push of the roster service is about.
+pub(crate) fn pushed(push: &Bytes) -> Option<String> {
+    let element = scan(push, &Limits::after_auth()).ok()?;
+    let query = element.child("query", ns::ROSTER)?;
+    Some(query.children.first()?.attr("jid")?.to_owned())
+}
+
+/// As the roster service writes it.
+const VERSION: &str = "<query xmlns='jabber:iq:roster' ver='";
+
+#[cfg(test)]
+#[path = "told_tests.rs"]
+mod tests;
