@@ -69,6 +69,13 @@ impl Circle {
             .take(COLLEAGUES_LIMIT)
     }
 
+    /// The same lists, not only equal ones?
+    #[cfg(test)]
+    pub(crate) fn shares_with(&self, other: &Self) -> bool {
+        let mut pairs = self.groups.iter().zip(&other.groups);
+        self.groups.len() == other.groups.len() && pairs.all(|(one, two)| Arc::ptr_eq(one, two))
+    }
+
     /// What the groups that somebody is in are called.
     pub(crate) fn labels<'a>(&'a self, jid: &'a str) -> impl Iterator<Item = &'a str> {
         let groups = self.groups.iter().filter(move |group| group.has(jid));
@@ -367,4 +374,4 @@ pub(crate) fn tell(gateway: &Gateway, moved: Vec<Moved>) {
 
 #[cfg(test)]
 #[path = "colleagues/tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -41,6 +41,24 @@ impl Told {
         found.is_ok()
     }
 
+    fn set_untold(&mut self, jid: &str, untold: bool) {
+        let mut all = self.untold.to_vec();
+        match all.binary_search_by(|known| (**known).cmp(jid)) {
+            Err(at) if untold => all.insert(at, jid.into()),
+            Ok(at) if !untold => drop(all.remove(at)),
+            _ => return,
+        }
+        self.untold = all.into();
+    }
+
+    fn add(&mut self, jid: &str, label: &str) {
+        self.sum = self.sum.wrapping_add(mark(jid, label));
+    }
+
+    fn take(&mut self, jid: &str, label: &str) {
+        self.sum = self.sum.wrapping_sub(mark(jid, label));
+    }
+
     /// What stands behind the roster service's number in a version; empty without colleagues.
     pub(crate) fn suffix(&self) -> String {
         match self.sum {
@@ -133,9 +151,7 @@ fn merged(own: Vec<Item>, circle: &Circle, seen: &BTreeSet<String>, told: &mut T
     for jid in seen {
         let item = as_colleague(items.remove(jid), jid, circle);
         items.insert(jid.clone(), item);
-        for label in circle.labels(jid) {
-            told.sum = told.sum.wrapping_add(mark(jid, label));
-        }
+        circle.labels(jid).for_each(|label| told.add(jid, label));
     }
     // What only names a colleague is nothing without one.
     items.into_values().filter(|item| !item.colleague).collect()
@@ -243,46 +259,37 @@ pub(crate) fn lost(gateway: &Gateway, identity: &Identity) {
 /// has not heard of him, and does not now.
 fn tell(told: &mut Told, news: &[&Shift], (jid, may): (&str, bool), circle: &Circle) -> bool {
     let about = |jids: &[Arc<str>]| jids.iter().any(|other| **other == *jid);
-    let renamed = news
-        .iter()
-        .any(|shift| matches!(shift, Shift::Renamed(other) if **other == *jid));
-    let joins = news
-        .iter()
-        .any(|shift| matches!(shift, Shift::Joined(_, _, jids) if about(jids)));
+    let renamed = |shift: &&Shift| matches!(shift, Shift::Renamed(other) if **other == *jid);
+    let renamed = news.iter().any(renamed);
+    let joins = |shift: &&Shift| matches!(shift, Shift::Joined(_, _, jids) if about(jids));
+    let joins = news.iter().any(joins);
+    let there = circle.has(jid);
     if told.has_untold(jid) {
-        let left = |jid: &Arc<str>, other: &str| **jid != *other;
-        let without = || told.untold.iter().filter(|other| left(other, jid)).cloned();
-        if may && circle.has(jid) {
-            for label in circle.labels(jid) {
-                told.sum = told.sum.wrapping_add(mark(jid, label));
-            }
-            told.untold = without().collect();
-            return true;
+        if may && there {
+            circle.labels(jid).for_each(|label| told.add(jid, label));
         }
-        if !circle.has(jid) {
-            told.untold = without().collect();
+        if may || !there {
+            told.set_untold(jid, false);
         }
-        return renamed;
+        return renamed || (may && there);
     }
     if joins && !may {
-        if circle.has(jid) {
-            let mut untold = told.untold.to_vec();
-            let at = untold.binary_search_by(|other| (**other).cmp(jid));
-            untold.insert(at.unwrap_or_else(|at| at), jid.into());
-            told.untold = untold.into();
+        if there {
+            told.set_untold(jid, true);
         }
         return renamed;
     }
     for shift in news {
         match shift {
-            Shift::Joined(_, label, jids) if about(jids) => {
-                told.sum = told.sum.wrapping_add(mark(jid, label));
-            }
-            Shift::Left(_, label, jids) if about(jids) => {
-                told.sum = told.sum.wrapping_sub(mark(jid, label));
-            }
+            Shift::Joined(_, label, jids) if about(jids) => told.add(jid, label),
+            Shift::Left(_, label, jids) if about(jids) => told.take(jid, label),
             _ => {}
         }
+    }
+    if there && !may {
+        // Hidden since: he goes, though he is in another group, or there under another name.
+        circle.labels(jid).for_each(|label| told.take(jid, label));
+        told.set_untold(jid, true);
     }
     true
 }

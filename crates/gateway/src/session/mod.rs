@@ -460,6 +460,8 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
 #[cfg(test)]
 mod archive_tests;
 #[cfg(test)]
+mod colleague_tests;
+#[cfg(test)]
 mod fake_pubsub;
 #[cfg(test)]
 mod fakes;
