@@ -7,7 +7,7 @@
 pub(crate) mod told;
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub(crate) const COLLEAGUES_LIMIT: usize = 10_000;
 const TOLD_PER_SECOND: u64 = 1_000;
 /// Changes that wait for one session; with more it looks at everything anew.
 const PENDING_LIMIT: usize = 64;
+/// Own items that wait to be pushed: as many as a roster has.
+const ITEMS_LIMIT: usize = 10_000;
 
 /// A group that is shown.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,18 +92,23 @@ pub(crate) enum Shift {
     Joined(u64, Box<str>, Arc<[Arc<str>]>),
     /// No longer so by this group.
     Left(u64, Box<str>, Arc<[Arc<str>]>),
-    /// The own item for a colleague has changed.
-    Renamed(Arc<str>),
     /// Who may be heard, or hear, has changed, and nothing of the roster.
     Blocked(Arc<[Arc<str>]>),
 }
 
 impl Shift {
+    /// The version of the table that it came with; none where the table is as it was.
+    pub(crate) fn version(&self) -> Option<u64> {
+        match self {
+            Self::Joined(version, ..) | Self::Left(version, ..) => Some(*version),
+            Self::Blocked(_) => None,
+        }
+    }
+
     /// Whom it is about.
     pub(crate) fn jids(&self) -> &[Arc<str>] {
         match self {
             Self::Joined(_, _, jids) | Self::Left(_, _, jids) | Self::Blocked(jids) => jids,
-            Self::Renamed(jid) => std::slice::from_ref(jid),
         }
     }
 }
@@ -117,6 +124,8 @@ pub(crate) struct Moved {
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     pub(crate) shifts: Vec<Arc<Shift>>,
+    /// Whose own items have changed.
+    pub(crate) items: BTreeSet<Arc<str>>,
     /// There was more.
     pub(crate) whole: bool,
 }
@@ -130,8 +139,16 @@ impl Pending {
         }
     }
 
+    pub(crate) fn add_item(&mut self, jid: Arc<str>) {
+        if self.items.len() < ITEMS_LIMIT {
+            self.items.insert(jid);
+        } else {
+            self.whole = true;
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.shifts.is_empty() && !self.whole
+        self.shifts.is_empty() && self.items.is_empty() && !self.whole
     }
 
     /// Puts back what was taken, before what has come since.
@@ -139,6 +156,7 @@ impl Pending {
         let since = std::mem::replace(self, taken);
         self.whole |= since.whole;
         since.shifts.into_iter().for_each(|shift| self.add(shift));
+        since.items.into_iter().for_each(|jid| self.add_item(jid));
     }
 }
 
@@ -362,10 +380,9 @@ pub(crate) fn tell(gateway: &Gateway, moved: Vec<Moved>) {
     for Moved { accounts, shifts } in moved {
         for account in &accounts {
             let after = Duration::from_millis(told * 1_000 / TOLD_PER_SECOND);
-            let events = shifts
-                .iter()
-                .map(|shift| Event::Colleagues(Arc::clone(shift), after));
-            if gateway.sessions.push_account(account, events) {
+            let event = |shift| Event::Colleagues(Arc::clone(shift), after);
+            let events: Vec<Event> = shifts.iter().map(event).collect();
+            if gateway.sessions.push_account(account, &events) {
                 told += 1;
             }
         }

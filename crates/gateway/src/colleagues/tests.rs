@@ -19,7 +19,6 @@ fn told(moved: &[Moved]) -> Vec<String> {
     let shift = |shift: &Arc<Shift>| match &**shift {
         Shift::Joined(_, label, jids) => format!("+{label} {}", list(jids)),
         Shift::Left(_, label, jids) => format!("-{label} {}", list(jids)),
-        Shift::Renamed(jid) => format!("~{jid}"),
         Shift::Blocked(jids) => format!("!{}", list(jids)),
     };
     let line = |moved: &Moved| {
@@ -37,7 +36,7 @@ fn names(table: &Colleagues, account: &str) -> Vec<String> {
 #[test]
 fn who_stays_is_told_of_the_difference_and_who_moves_of_all() {
     let table = Colleagues::default();
-    let mut apply = |facts: Vec<GroupFact>, whole| told(&table.apply(facts, whole));
+    let apply = |facts: Vec<GroupFact>, whole| told(&table.apply(facts, whole));
     assert_eq!(apply(vec![fact("g", "", &["a@x", "b@x"])], true), [""; 0]);
     assert_eq!(
         apply(vec![fact("g", "G", &["b@x", "a@x"])], false),
@@ -182,16 +181,23 @@ fn a_large_group_is_held_once() {
 
 #[test]
 fn what_waits_for_a_session_is_bounded_and_put_back_in_order() {
-    let shift = |name: &str| Arc::new(Shift::Renamed(name.into()));
+    let shift = |name: &str| Arc::new(Shift::Blocked(Arc::from([Arc::from(name)])));
     let mut pending = Pending::default();
     pending.add(shift("a@x"));
+    pending.add_item("a@x".into());
     let taken = std::mem::take(&mut pending);
     assert!(pending.is_empty() && !taken.is_empty());
     pending.add(shift("b@x"));
     pending.put_back(taken);
     assert_eq!(pending.shifts, [shift("a@x"), shift("b@x")]);
+    assert_eq!(pending.items.len(), 1);
     for n in 0..PENDING_LIMIT {
         pending.add(shift(&format!("u{n}@x")));
     }
     assert!(pending.whole && pending.shifts.len() == PENDING_LIMIT);
+    let mut items = Pending::default();
+    for n in 0..=ITEMS_LIMIT {
+        items.add_item(format!("u{n}@x").into());
+    }
+    assert!(items.whole && items.items.len() == ITEMS_LIMIT);
 }

@@ -14,7 +14,7 @@ use chancery_runtime::trace::TraceContext;
 use chancery_xml::{Limits, push_attr, scan};
 use chancery_xmpp::ns;
 
-use super::{Circle, Shift};
+use super::{Circle, Pending, Shift};
 use crate::iq::roster::write_item;
 use crate::pipeline::decide::{Question, Undecided, allows};
 use crate::presence::Away;
@@ -39,6 +39,28 @@ impl Told {
     fn has_untold(&self, jid: &str) -> bool {
         let found = self.untold.binary_search_by(|known| (**known).cmp(jid));
         found.is_ok()
+    }
+
+    /// What of this the client's roster has not in it.
+    fn news<'s>(&self, shifts: &'s [Arc<Shift>]) -> Vec<&'s Shift> {
+        let new = |shift: &&Shift| shift.version().is_some_and(|of| of > self.version);
+        shifts.iter().map(AsRef::as_ref).filter(new).collect()
+    }
+
+    /// All who are untold when those who joined are not pushed.
+    fn with_joined(&self, news: &[&Shift]) -> Vec<Arc<str>> {
+        let mut untold: BTreeSet<Arc<str>> = self.untold.iter().cloned().collect();
+        for shift in news {
+            if let Shift::Joined(_, _, jids) = shift {
+                untold.extend(jids.iter().cloned());
+            }
+        }
+        untold.into_iter().collect()
+    }
+
+    /// Does the version say more than the roster service's number?
+    pub(crate) fn has_any(&self) -> bool {
+        self.sum != 0
     }
 
     fn set_untold(&mut self, jid: &str, untold: bool) {
@@ -104,18 +126,20 @@ pub(crate) async fn visible(
     Ok(seen.map(|(jid, _)| jid).collect())
 }
 
-/// A colleague, and one that the account may know of?
+/// A colleague, and one that the account may know of? Who has any is asked about in the same way
+/// whether there is such a colleague, one who is hidden, or nobody: time does not tell.
 pub(crate) async fn is_colleague(
     gateway: &Gateway,
     identity: &Identity,
     jid: &str,
     trace: Option<TraceContext>,
 ) -> Result<bool, Undecided> {
-    if !gateway.colleagues.are(&identity.account, jid) {
+    let circle = gateway.colleagues.of(&identity.account);
+    if circle.is_empty() {
         return Ok(false);
     }
     let seen = visible(gateway, identity, vec![jid.to_owned()], trace).await?;
-    Ok(!seen.is_empty())
+    Ok(!seen.is_empty() && circle.has(jid))
 }
 
 /// The own items with the colleagues, and what of that the client is told.
@@ -173,44 +197,34 @@ fn as_colleague(own: Option<Item>, jid: &str, circle: &Circle) -> Item {
     }
 }
 
-/// Pushes for what has shifted, one for each colleague concerned; none to a client that has not asked
-/// for the roster. A larger change is not pushed: the version tells when the client asks again.
+/// Pushes for own items that have changed, and for colleagues who have shifted, one for each; none to a
+/// client that has not asked for the roster. A larger shift is not pushed: the version tells when the
+/// client asks again.
 pub(crate) async fn pushes(
     gateway: &Gateway,
     identity: &Identity,
-    shifts: &[Arc<Shift>],
+    moved: &Pending,
 ) -> Result<Vec<Bytes>, Away> {
     let Some(mut told) = identity.followed.lock().roster.as_deref().cloned() else {
         return Ok(Vec::new());
     };
-    let news: Vec<&Shift> = shifts
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|shift| match shift {
-            Shift::Joined(version, ..) | Shift::Left(version, ..) => *version > told.version,
-            Shift::Renamed(_) => true,
-            Shift::Blocked(_) => false,
-        })
-        .collect();
-    let jids: BTreeSet<&str> = news
+    let mut news = told.news(&moved.shifts);
+    let newest = news.iter().filter_map(|shift| shift.version());
+    let newest = newest.fold(told.version, u64::max);
+    let mut jids: BTreeSet<&str> = news
         .iter()
         .flat_map(|shift| shift.jids())
         .map(AsRef::as_ref)
         .filter(|jid| **jid != *identity.account)
         .collect();
-    if jids.is_empty() {
-        return Ok(Vec::new());
+    if jids.len() > PUSHED_LIMIT {
+        told.untold = gateway.colleagues.share(told.with_joined(&news));
+        jids.clear();
+        news.clear();
     }
-    let bytes = if jids.len() > PUSHED_LIMIT {
-        let joined = news.iter().filter_map(|shift| match shift {
-            Shift::Joined(_, _, jids) => Some(jids),
-            _ => None,
-        });
-        let mut untold: BTreeSet<Arc<str>> = told.untold.iter().cloned().collect();
-        untold.extend(joined.flat_map(|jids| jids.iter().cloned()));
-        told.untold = gateway.colleagues.share(untold.into_iter().collect());
-        Vec::new()
-    } else {
+    jids.extend(moved.items.iter().map(AsRef::as_ref));
+    let mut pushed = Vec::new();
+    if !jids.is_empty() {
         let ask = GetRequest {
             owner: identity.account.to_string(),
             known_version: None,
@@ -220,25 +234,20 @@ pub(crate) async fn pushes(
         let names = jids.iter().map(ToString::to_string).collect();
         let seen = visible(gateway, identity, names, None).await?;
         let circle = gateway.colleagues.of(&identity.account);
-        let mut pushed = Vec::new();
         for jid in jids {
             let may = seen.contains(jid);
-            let now = may && circle.has(jid);
-            if tell(&mut told, &news, (jid, may), &circle) {
-                let item = item(&own, jid, now.then_some(&circle));
+            let changed = moved.items.contains(jid);
+            if tell(&mut told, &news, (jid, may, changed), &circle) {
+                let now = (may && circle.has(jid)).then_some(&circle);
+                let item = item(&own, jid, now);
                 pushed.push(push(gateway, identity, &own.version, &told, &item));
             }
         }
         told.untold = gateway.colleagues.share(told.untold.to_vec());
-        pushed
-    };
-    let newest = news.iter().filter_map(|shift| match shift {
-        Shift::Joined(version, ..) | Shift::Left(version, ..) => Some(*version),
-        Shift::Renamed(_) | Shift::Blocked(_) => None,
-    });
-    told.version = newest.fold(told.version, u64::max);
+    }
+    told.version = newest;
     identity.followed.lock().roster = Some(Box::new(told));
-    Ok(bytes)
+    Ok(pushed)
 }
 
 /// Too much has shifted to be followed: the client has not been told of anybody for sure, and what it
@@ -255,12 +264,15 @@ pub(crate) fn lost(gateway: &Gateway, identity: &Identity) {
     }
 }
 
-/// Makes the version what it is with this colleague, of whom the client `may` know or not. False when it
-/// has not heard of him, and does not now.
-fn tell(told: &mut Told, news: &[&Shift], (jid, may): (&str, bool), circle: &Circle) -> bool {
+/// Makes the version what it is with this colleague, of whom the client `may` know or not, and whose own
+/// item has `changed` or not. False when the client has not heard of him, and does not now.
+fn tell(
+    told: &mut Told,
+    news: &[&Shift],
+    (jid, may, changed): (&str, bool, bool),
+    circle: &Circle,
+) -> bool {
     let about = |jids: &[Arc<str>]| jids.iter().any(|other| **other == *jid);
-    let renamed = |shift: &&Shift| matches!(shift, Shift::Renamed(other) if **other == *jid);
-    let renamed = news.iter().any(renamed);
     let joins = |shift: &&Shift| matches!(shift, Shift::Joined(_, _, jids) if about(jids));
     let joins = news.iter().any(joins);
     let there = circle.has(jid);
@@ -271,13 +283,13 @@ fn tell(told: &mut Told, news: &[&Shift], (jid, may): (&str, bool), circle: &Cir
         if may || !there {
             told.set_untold(jid, false);
         }
-        return renamed || (may && there);
+        return changed || (may && there);
     }
     if joins && !may {
         if there {
             told.set_untold(jid, true);
         }
-        return renamed;
+        return changed;
     }
     for shift in news {
         match shift {
@@ -327,31 +339,12 @@ fn push(gateway: &Gateway, identity: &Identity, version: &str, told: &Told, item
     out.into()
 }
 
-/// Puts the colleagues into the version of a push of the roster service.
-pub(crate) fn versioned(push: &Bytes, told: &Told) -> Bytes {
-    let suffix = told.suffix();
-    let text = std::str::from_utf8(push).unwrap_or_default();
-    let Some((before, rest)) = text.split_once(VERSION) else {
-        return push.clone();
-    };
-    let Some((number, after)) = rest.split_once('\'') else {
-        return push.clone();
-    };
-    match suffix.is_empty() {
-        true => push.clone(),
-        false => format!("{before}{VERSION}{number}{suffix}'{after}").into(),
-    }
-}
-
 /// Whom a push of the roster service is about.
 pub(crate) fn pushed(push: &Bytes) -> Option<String> {
     let element = scan(push, &Limits::after_auth()).ok()?;
     let query = element.child("query", ns::ROSTER)?;
     Some(query.children.first()?.attr("jid")?.to_owned())
 }
-
-/// As the roster service writes it.
-const VERSION: &str = "<query xmlns='jabber:iq:roster' ver='";
 
 #[cfg(test)]
 #[path = "told_tests.rs"]

@@ -1,9 +1,6 @@
 //! The roster (RFC 6121 §2): get with versions, set, remove. The roster service owns it and pushes
 //! its changes; here it is only read from and written to XML.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use chancery_api::roster::{GetRequest, GetResponse, Item, SetRequest, Subscription};
 use chancery_xml::{Child, Element, Limits, escape_text, push_attr, scan};
@@ -13,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification, Verb};
-use crate::colleagues::{Shift, told};
+use crate::colleagues::told;
 use crate::pipeline::answer;
 use crate::pipeline::decide::{Undecided, allows};
 use crate::session::identity::Change;
@@ -110,9 +107,8 @@ async fn set(request: Request) -> Answer {
             .retain(|group| !circle.labels(&item.jid).any(|label| label == group));
         item.colleague = true;
         // Also where nothing is kept of it: the client may have taken out what stays.
-        let told = Arc::new(Shift::Renamed(item.jid.as_str().into()));
-        let told = Event::Colleagues(told, Duration::ZERO);
-        gateway.sessions.push(identity.number, told);
+        let push = Event::RosterItem(item.jid.as_str().into());
+        gateway.sessions.push(identity.number, push);
     }
     // §2.5.2: a removal ends both directions, and the other hears of it if policy allows.
     let verdict = match item.subscription() {

@@ -42,12 +42,10 @@ async fn act(
             again(gateway, identity, own, Act::Refresh).await?;
         }
         told::lost(gateway, identity);
-        return Ok(Vec::new());
-    }
-    if let Some(own) = own {
+    } else if let Some(own) = own {
         amend(gateway, identity, own, &moved.shifts).await?;
     }
-    told::pushes(gateway, identity, &moved.shifts).await
+    told::pushes(gateway, identity, moved).await
 }
 
 async fn amend(
@@ -58,7 +56,6 @@ async fn amend(
 ) -> Result<(), Away> {
     let jids: BTreeSet<&str> = shifts
         .iter()
-        .filter(|shift| !matches!(***shift, Shift::Renamed(_)))
         .flat_map(|shift| shift.jids())
         .map(AsRef::as_ref)
         .filter(|jid| **jid != *identity.account)

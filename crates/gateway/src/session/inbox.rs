@@ -57,8 +57,10 @@ pub(crate) enum Event {
     PolicyBack,
     /// The presence service lost its state: register again.
     Resync,
-    /// Colleagues came, went or were renamed; it is acted on after a while.
+    /// Colleagues came or went; it is acted on after a while.
     Colleagues(Arc<Shift>, Duration),
+    /// The client is to be pushed what its roster has of somebody.
+    RosterItem(Arc<str>),
     /// The account may no longer be here.
     CutOff(CutOff),
     /// The process ends.

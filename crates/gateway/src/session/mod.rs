@@ -291,7 +291,11 @@ impl Session {
                 self.owed_at = self.owed_at.map(|_| self.gateway.clock.monotonic());
             }
             Event::Resync => self.owe(Why::Resync),
-            Event::Colleagues(shift, after) => self.on_colleagues(shift, after),
+            Event::Colleagues(shift, after) => {
+                self.handle.identity.followed.lock().moved.add(shift);
+                self.owe_after(Why::Colleagues, after);
+            }
+            Event::RosterItem(jid) => self.on_roster_item(jid),
             Event::CutOff(why) => self.on_cut_off(why),
             Event::Shutdown => {
                 self.end(

@@ -15,7 +15,7 @@ use super::outgoing::{Next, Source};
 use super::stream_management::Unacked;
 use super::window::Ruling;
 use super::{ASK_WHEN_IDLE, Session};
-use crate::colleagues::{Shift, told};
+use crate::colleagues::told;
 use crate::presence::{self, Owed, Own, Why};
 use crate::service::Gateway;
 use crate::trace;
@@ -147,15 +147,10 @@ impl Session {
             .served(trace::DELIVER, source.traceparent());
         span.set("kind", trace::kind(source.kind()));
         let handle = Arc::clone(&self.handle);
-        let Some(mut bytes) = source.form(handle.identity.reader()) else {
+        let Some(bytes) = source.form(handle.identity.reader()) else {
             tracing::error!("a delivery has no form that can be written");
             return;
         };
-        if source.is_push()
-            && let Some(told) = &handle.identity.followed.lock().roster
-        {
-            bytes = told::versioned(&bytes, told);
-        }
         let entry = source.entry();
         self.connection.queue(&bytes);
         self.gateway.metrics.outbound.inc();
@@ -269,7 +264,7 @@ impl Session {
     }
 
     /// The same, after a while: sooner where something else is due before.
-    fn owe_after(&mut self, why: Why, after: Duration) {
+    pub(super) fn owe_after(&mut self, why: Why, after: Duration) {
         self.owed.add(why);
         let at = self.gateway.clock.monotonic() + after;
         self.owed_at = Some(self.owed_at.map_or(at, |owed_at| owed_at.min(at)));
@@ -278,8 +273,8 @@ impl Session {
     /// What could not be published is tried again.
     pub(super) fn publish_owed(&mut self, now: Instant) {
         for why in std::mem::take(&mut self.owed).reasons() {
-            if why == Why::Probe && !(self.outgoing.is_empty() && self.takes_stanzas()) {
-                // What came of the last one is not written yet.
+            if why == Why::Probe && !self.has_written() {
+                // What came of the last one is to be read first.
                 self.owed.add(why);
                 self.owed_at = Some(now + presence::PROBE_PAUSE);
                 continue;
@@ -288,33 +283,42 @@ impl Session {
         }
     }
 
-    /// Colleagues came, went or were renamed.
-    pub(super) fn on_colleagues(&mut self, shift: Arc<Shift>, after: Duration) {
-        self.handle.identity.followed.lock().moved.add(shift);
-        self.owe_after(Why::Colleagues, after);
+    /// Is everything that came up on its way to the client?
+    fn has_written(&self) -> bool {
+        self.away_until.is_none() && self.outgoing.is_empty() && self.takes_stanzas()
     }
 
-    /// What is said to this session otherwise, or not at all, because it is of a colleague: a push of
-    /// the item beneath, and a request to be heard by who hears already.
+    /// An item of the roster is to be pushed as it is with the groups of the directory.
+    pub(super) fn on_roster_item(&mut self, jid: Arc<str>) {
+        self.handle.identity.followed.lock().moved.add_item(jid);
+        self.owe(Why::Colleagues);
+    }
+
+    /// What is said to this session otherwise, or not at all, because of colleagues: pushes of whoever
+    /// has any, all alike, and a request to be heard by who hears already.
     fn is_of_colleague(&mut self, source: &Source) -> bool {
-        let account = &*self.handle.identity.account;
+        let identity = Arc::clone(&self.handle.identity);
         let Source::Log(delivered, _) = source else {
             return false;
         };
         if source.kind() == Kind::Presence && delivered.up.r#type == "subscribe" {
-            return self.gateway.colleagues.are(account, &delivered.up.from);
+            let colleagues = &self.gateway.colleagues;
+            return colleagues.are(&identity.account, &delivered.up.from);
         }
         if !source.is_push() {
+            return false;
+        }
+        let has_any = {
+            let followed = identity.followed.lock();
+            followed.roster.as_ref().is_some_and(|told| told.has_any())
+        };
+        if !has_any && self.gateway.colleagues.of(&identity.account).is_empty() {
             return false;
         }
         let Some(jid) = told::pushed(&delivered.up.payload) else {
             return false;
         };
-        if !self.gateway.colleagues.are(account, &jid) {
-            return false;
-        }
-        let shift = Arc::new(Shift::Renamed(jid.into()));
-        self.on_colleagues(shift, Duration::ZERO);
+        self.on_roster_item(jid.into());
         true
     }
 

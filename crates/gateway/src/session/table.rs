@@ -188,16 +188,14 @@ impl Sessions {
     }
 
     /// Puts events into the inboxes of an account's sessions; false when it has none.
-    pub(crate) fn push_account(
-        &self,
-        account: &str,
-        events: impl Iterator<Item = Event> + Clone,
-    ) -> bool {
+    pub(crate) fn push_account(&self, account: &str, events: &[Event]) -> bool {
         let rows = self.rows.read();
         let numbers = rows.by_account.get(account).into_iter().flatten();
         let mut told = false;
         for handle in numbers.filter_map(|number| rows.by_number.get(number)) {
-            events.clone().for_each(|event| handle.inbox.push(event));
+            events
+                .iter()
+                .for_each(|event| handle.inbox.push(event.clone()));
             told = true;
         }
         told
