@@ -133,6 +133,107 @@ async fn to_strangers(server: &mut Server) -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_hidden_colleague_and_nobody_are_alike_in_the_own_roster_in_one() {
+    let people = ["alice", "bob", "carol"];
+    play(Shape::One, &people, async |server| {
+        in_the_roster(server).await
+    });
+}
+
+#[test]
+fn the_hidden_colleague_and_nobody_are_alike_in_the_own_roster_in_many() {
+    let people = ["alice", "bob", "carol"];
+    play(Shape::Many, &people, async |server| {
+        in_the_roster(server).await
+    });
+}
+
+/// Items, requests and removals, and how many answers and pushes come of each.
+const CHANGES: &[(&str, usize)] = &[
+    (
+        "<iq type='set' id='s'><query xmlns='jabber:iq:roster'>\
+         <item jid='WHO' subscription='remove'/></query></iq>",
+        1,
+    ),
+    ("<presence type='subscribe' to='WHO'/>", 1),
+    (
+        "<iq type='set' id='s'><query xmlns='jabber:iq:roster'>\
+         <item jid='WHO' name='N'><group>Staff</group></item></query></iq>",
+        2,
+    ),
+    ("<presence type='subscribed' to='WHO'/>", 1),
+    ("<presence type='unsubscribed' to='WHO'/>", 1),
+    ("<presence type='unsubscribe' to='WHO'/>", 1),
+    (
+        "<iq type='set' id='s'><query xmlns='jabber:iq:roster'>\
+         <item jid='WHO' subscription='remove'/></query></iq>",
+        2,
+    ),
+];
+
+/// A colleague by a group that rosters show, behind a concealed wall.
+async fn in_the_roster(server: &mut Server) -> Result<()> {
+    let groups: [(&str, &[&str]); 3] = [
+        ("staff", &["alice", "bob", "carol"]),
+        ("research", &["alice"]),
+        ("trading", &["bob"]),
+    ];
+    for (group, members) in groups {
+        server.must(&["group", "create", group], "")?;
+        server.must(&[&["group", "add", group], members].concat(), "")?;
+    }
+    server.must(&["group", "show", "staff", "--label", "Staff"], "")?;
+    let policy = format!("{WALL}concealed\"\n");
+    server.must(&["policy", "apply", "-"], &policy)?;
+    let mut bob = server.client("bob", "b", 1).await?;
+    bob.send("<presence/>").await?;
+    bob.until_marker().await?;
+    let mut alice = server.client("alice", "a", 0).await?;
+    let roster = alice
+        .query("get", "<query xmlns='jabber:iq:roster'/>")
+        .await?;
+    let roster = String::from_utf8_lossy(&roster.bytes).into_owned();
+    ensure!(
+        roster.contains("carol@") && !roster.contains("bob@"),
+        "{roster}"
+    );
+    let mut all = Vec::new();
+    for name in ["bob", "nobody"] {
+        let who = format!("{name}@{}", server.domain());
+        let mut came = Vec::new();
+        for (change, answers) in CHANGES {
+            alice.send(change.replace("WHO", &who)).await?;
+            let mut of_this = Vec::new();
+            for _ in 0..*answers {
+                let answer = alice.stanza().await?;
+                let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+                of_this.push(nameless(&text.replace(&who, "WHO")));
+            }
+            of_this.sort();
+            came.push(of_this);
+        }
+        ensure!(alice.until_marker().await?.is_empty());
+        all.push(came);
+    }
+    ensure!(all[0] == all[1], "{:#?}\n{:#?}", all[0], all[1]);
+    ensure!(bob.until_marker().await?.is_empty());
+    Ok(())
+}
+
+/// Without the numbers of pushes and of the roster's version, which count.
+fn nameless(stanza: &str) -> String {
+    let mut out = stanza.to_owned();
+    for (begins, ends) in [(" id='push-", "'"), (" ver='", "-")] {
+        if let Some((before, rest)) = out.clone().split_once(begins)
+            && let Some((_, after)) = rest.split_once(ends)
+        {
+            out = format!("{before}{begins}{ends}{after}");
+        }
+    }
+    out
+}
+
 /// The answers, with the address that was asked taken out.
 async fn answers(client: &mut Client, to: &str) -> Result<Vec<String>> {
     let mut all = Vec::new();

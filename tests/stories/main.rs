@@ -8,6 +8,7 @@
 
 mod alike;
 mod clients;
+mod colleagues;
 mod commands;
 mod corpus;
 mod documentation;

@@ -71,6 +71,7 @@ impl Kept for roster::SqliteStore {
                 jid,
                 name: number.to_string(),
                 groups: vec!["g".repeat(dice.below(900) as usize + 1)],
+                colleague: false,
             },
             3 | 4 => {
                 let listing = if dice.below(3) == 0 {

@@ -145,6 +145,15 @@ pub enum Group {
         #[arg(required = true, value_name = "JID")]
         members: Vec<String>,
     },
+    /// Let the members of a group see each other in their rosters
+    Show {
+        group: String,
+        /// What rosters call it; the group's own name when absent
+        #[arg(long)]
+        label: Option<String>,
+    },
+    /// Take a group out of rosters
+    Hide { group: String },
     /// Remove a group
     Delete { group: String },
     /// List groups and their members

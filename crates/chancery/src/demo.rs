@@ -193,6 +193,7 @@ async fn change_group(
         group: group.to_owned(),
         members,
         actor: actor(),
+        label: String::new(),
     };
     match admin.directory.change_group(&cx(), request).await {
         Err(ApiError {

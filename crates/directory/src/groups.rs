@@ -1,5 +1,5 @@
 //! Groups of a domain: created, deleted, given and taken members. It refuses to know what a group
-//! is good for (policy builds walls from them).
+//! is good for (policy builds walls from them, gateways show them in rosters).
 
 use serde_json::json;
 
@@ -57,9 +57,30 @@ pub async fn change(
             ),
             GroupAct::Create => ("group.create", Change::CreateGroup { domain, group }),
             GroupAct::Delete => ("group.delete", Change::DeleteGroup { domain, group }),
+            GroupAct::Show => {
+                let label = Some(labelled(&request.label)?);
+                let change = Change::LabelGroup {
+                    domain,
+                    group,
+                    label,
+                };
+                ("group.show", change)
+            }
+            GroupAct::Hide => (
+                "group.hide",
+                Change::LabelGroup {
+                    domain,
+                    group,
+                    label: None,
+                },
+            ),
         }
     };
-    let detail = json!({ "group": group, "members": jids }).to_string();
+    let mut detail = json!({ "group": group, "members": jids });
+    if request.act() == GroupAct::Show {
+        detail["label"] = request.label.clone().into();
+    }
+    let detail = detail.to_string();
     let act = Act {
         domain,
         actor: who,
@@ -87,6 +108,16 @@ fn checked(group: &str) -> Result<String, ApiError> {
         ));
     }
     Ok(group.to_owned())
+}
+
+/// The name of a group in rosters.
+fn labelled(label: &str) -> Result<String, ApiError> {
+    let label = checked(label)?;
+    // No XML can hold them.
+    if label.contains(['\u{fffe}', '\u{ffff}']) {
+        return Err(ApiError::invalid("label holds what is no character"));
+    }
+    Ok(label)
 }
 
 fn members(inner: &Inner, domain: &str, jids: &[String]) -> Result<Vec<String>, ApiError> {

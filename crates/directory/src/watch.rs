@@ -160,6 +160,7 @@ mod tests {
             group: format!("g{n}"),
             members: (0..members).map(|m| format!("u{m:05}")).collect(),
             deleted: false,
+            label: None,
         };
         let snapshot = Snapshot {
             version: 7,

@@ -14,6 +14,7 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::attach::{OPEN_LIMIT, REOPEN_FIRST, REOPEN_LAST};
+use crate::colleagues;
 use crate::pipeline::decide::{Question, Undecided, allows};
 use crate::service::Gateway;
 
@@ -84,14 +85,19 @@ impl Blocks {
         };
     }
 
-    fn change(&self, list: BlockList) {
+    /// Takes over a list. Gives what is new on it or gone.
+    fn change(&self, list: BlockList) -> List {
         let mut held = self.0.write();
-        if list.jids.is_empty() {
-            held.lists.remove(&*list.owner);
-        } else {
-            let jids = list.jids.into_iter().map(Into::into).collect();
-            held.lists.insert(list.owner.into(), jids);
-        }
+        let now: List = list.jids.into_iter().map(Into::into).collect();
+        let before = match now.is_empty() {
+            true => held.lists.remove(&*list.owner),
+            false => held.lists.insert(list.owner.into(), now.clone()),
+        };
+        before
+            .unwrap_or_default()
+            .symmetric_difference(&now)
+            .cloned()
+            .collect()
     }
 }
 
@@ -183,9 +189,13 @@ async fn read(gateway: &Gateway, mut stream: Link<WatchDown, roster::WatchUp>) -
                 begun.entry(list.owner.into()).or_default().extend(jids);
             }
         } else {
-            up.lists
-                .into_iter()
-                .for_each(|list| gateway.blocks.change(list));
+            for list in up.lists {
+                let owner = list.owner.clone();
+                let changed = gateway.blocks.change(list);
+                let changed: Vec<&str> = changed.iter().map(AsRef::as_ref).collect();
+                let moved = gateway.colleagues.concerned(&owner, &changed);
+                colleagues::tell(gateway, moved.into_iter().collect());
+            }
         }
         if !up.complete {
             continue;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use chancery_api::{Cx, directory, policy};
 
 use crate::attach::{OPEN_LIMIT, REOPEN_FIRST, REOPEN_LAST};
+use crate::colleagues;
 use crate::pipeline::decide::LEASE;
 use crate::service::Gateway;
 use crate::session::inbox::Event;
@@ -77,6 +78,7 @@ struct Snapshot {
     newest: u64,
     /// Accounts in it that have sessions here.
     seen: HashSet<String>,
+    groups: Vec<directory::GroupFact>,
 }
 
 async fn read_directory(
@@ -105,7 +107,9 @@ async fn read_directory(
             let begun = snapshot.get_or_insert_with(|| Snapshot {
                 newest: gateway.sessions.last_number(),
                 seen: HashSet::new(),
+                groups: Vec::new(),
             });
+            begun.groups.extend(up.groups);
             for fact in &up.accounts {
                 if gateway.sessions.has_account(&fact.jid) {
                     gateway.sessions.apply(fact);
@@ -117,6 +121,10 @@ async fn read_directory(
             if ended > 0 {
                 tracing::info!(sessions = ended, "sessions cut off");
             }
+            if !up.groups.is_empty() {
+                let moved = gateway.colleagues.apply(up.groups, false);
+                colleagues::tell(gateway, moved);
+            }
         }
         if !up.complete {
             continue;
@@ -125,6 +133,8 @@ async fn read_directory(
             gateway
                 .sessions
                 .end_absent(whole.newest, |account| whole.seen.contains(account));
+            let moved = gateway.colleagues.apply(whole.groups, true);
+            colleagues::tell(gateway, moved);
         }
         *since = up.version;
         gateway

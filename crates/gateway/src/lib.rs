@@ -7,6 +7,7 @@ pub mod admission;
 mod attach;
 pub mod authority;
 mod blocks;
+mod colleagues;
 pub mod config;
 pub mod contacts;
 mod departed;

@@ -4,6 +4,8 @@
 //! Owns the order of these steps. Who is told of what stays with the presence service; what cannot
 //! be published now is owed, and the session tries again.
 
+mod amend;
+mod audience;
 mod owed;
 
 use std::sync::Arc;
@@ -13,8 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chancery_api::archive::{AppendItem, Outcome};
 use chancery_api::presence::{Act, PublishItem};
-use chancery_api::roster::{SubscriptionsRequest, SubscriptionsResponse};
-use chancery_api::{Cx, Denial, Kind, Verdict};
+use chancery_api::{Denial, Kind, Verdict};
 use chancery_runtime::trace::TraceContext;
 use chancery_xml::{Element, push_attr};
 use chancery_xmpp::stanza::{PresenceType, StanzaType};
@@ -30,12 +31,14 @@ use crate::session::window::Handled;
 use crate::subscription;
 use crate::trace;
 
+use audience::audience;
+pub(crate) use audience::{Audience, PROBE_PAUSE};
 pub(crate) use owed::{Owed, Why};
 
 /// The presence service answers by then.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 /// Addresses of one broadcast; a longer list is cut, and said so in the log.
-const TARGETS: usize = 10_000;
+const TARGETS: usize = 15_000;
 
 /// A presence broadcast of a session.
 #[derive(Debug)]
@@ -149,6 +152,7 @@ pub(crate) async fn publish(
     why: Why,
 ) -> Handled {
     let said = own.as_deref();
+    let mut more = Vec::new();
     let done = match (said, why) {
         (Some(own), Why::Changed) if !own.available => unavailable(&gateway, &identity, own).await,
         (Some(own), Why::Changed) => available(&gateway, &identity, own).await,
@@ -156,10 +160,20 @@ pub(crate) async fn publish(
         (own, Why::Refresh) => again(&gateway, &identity, own, Act::Refresh).await,
         (own, Why::Roster) => roster_changed(&gateway, &identity, own).await,
         (own, Why::Resync) => again(&gateway, &identity, own, Act::Resync).await,
+        (own, Why::Colleagues) => {
+            let moved = amend::moved(&gateway, &identity, own).await;
+            moved.map(|pushes| more = pushes)
+        }
+        (_, Why::Probe) => audience::probe(&gateway, &identity, None).await,
     };
+    let probes = || !identity.followed.lock().probe.is_empty();
     Handled {
         reply: None,
-        owed: done.err().map(|Away| why),
+        owed: match done {
+            Err(Away) => Some(why),
+            Ok(()) => probes().then_some(Why::Probe),
+        },
+        more,
         ..Handled::default()
     }
 }
@@ -191,8 +205,8 @@ async fn allowed(
 }
 
 async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<(), Away> {
-    let subscriptions = subscriptions(gateway, identity, own.trace).await?;
-    let others = subscriptions.from.iter().cloned();
+    let audience = audience(gateway, identity, own.trace).await?;
+    let others = audience.hearers(&identity.account);
     let (targets, verdict) = allowed(gateway, identity, others, own.trace).await?;
     let policy_version = verdict.policy_version;
     record(gateway, identity, own, verdict).await?;
@@ -211,21 +225,11 @@ async fn available(gateway: &Gateway, identity: &Identity, own: &Own) -> Result<
         ..said(gateway, identity, Act::Available)
     };
     send(gateway, item, own.trace).await?;
-    identity.followed.lock().shown = Some(Arc::clone(&subscriptions));
+    identity.followed.lock().shown = Some(audience.clone());
     if !identity.followed.lock().probed {
-        // RFC 6121 §4.3: whom the user hears, and the own resources. What comes back is decided
-        // before it is written.
-        let mut targets = subscriptions.to.clone();
-        targets.push(identity.account.to_string());
-        send(
-            gateway,
-            PublishItem {
-                targets,
-                ..said(gateway, identity, Act::Probe)
-            },
-            own.trace,
-        )
-        .await?;
+        // RFC 6121 §4.3: whom the user hears, and the own resources.
+        identity.followed.lock().probe = audience.heard(&identity.account);
+        audience::probe(gateway, identity, own.trace).await?;
         identity.followed.lock().probed = true;
     }
     Ok(())
@@ -241,9 +245,9 @@ async fn roster_changed(
     if !own.is_some_and(|own| own.available) {
         return Ok(());
     }
-    let subscriptions = subscriptions(gateway, identity, None).await?;
+    let audience = audience(gateway, identity, None).await?;
     let shown = identity.followed.lock().shown.clone();
-    if shown.is_some_and(|shown| shown.from == subscriptions.from) {
+    if shown.is_some_and(|shown| shown.own.from == audience.own.from) {
         return Ok(());
     }
     again(gateway, identity, own, Act::Refresh).await
@@ -259,10 +263,13 @@ async fn again(
     let own = own.filter(|own| own.available);
     let directed = identity.followed.lock().directed();
     let heard_by = match own {
-        Some(_) => Some(subscriptions(gateway, identity, None).await?),
+        Some(_) => Some(audience(gateway, identity, None).await?),
         None => None,
     };
-    let contacts = heard_by.iter().flat_map(|heard_by| &heard_by.from).cloned();
+    let account = &*identity.account;
+    let contacts = heard_by
+        .iter()
+        .flat_map(|heard_by| heard_by.hearers(account));
     let others = contacts.chain(directed);
     let (targets, verdict) = allowed(gateway, identity, others, None).await?;
     let item = PublishItem {
@@ -306,7 +313,11 @@ async fn unavailable(gateway: &Gateway, identity: &Identity, own: &Own) -> Resul
         .update(identity, Change::Presence(None))
         .await
         .map_err(|_| Away)?;
-    identity.followed.lock().probed = false;
+    {
+        let mut followed = identity.followed.lock();
+        followed.probed = false;
+        followed.probe.clear();
+    }
     let targets = if gateway.departed.was_away() {
         seen_by(gateway, identity).await?
     } else {
@@ -427,7 +438,7 @@ async fn seen_by(gateway: &Gateway, identity: &Identity) -> Result<Vec<String>, 
         (followed.shown.clone(), followed.directed())
     };
     if let Some(shown) = shown {
-        let others = shown.from.iter().cloned();
+        let others = shown.hearers(&identity.account);
         let (contacts, _) = allowed(gateway, identity, others, None).await?;
         targets.extend(contacts);
         targets.push(identity.account.to_string());
@@ -487,36 +498,6 @@ pub(crate) async fn append(
         }
         _ => Err(Away),
     }
-}
-
-async fn subscriptions(
-    gateway: &Gateway,
-    identity: &Identity,
-    trace: Option<TraceContext>,
-) -> Result<Arc<SubscriptionsResponse>, Away> {
-    let changes = {
-        let followed = identity.followed.lock();
-        if let Some(known) = &followed.subscriptions {
-            return Ok(Arc::clone(known));
-        }
-        followed.roster_changes
-    };
-    let request = SubscriptionsRequest {
-        owner: identity.account.to_string(),
-    };
-    let span = gateway.tracer.calls("roster.subscriptions", trace);
-    let cx = Cx::local().traced(span.traceparent());
-    let answer = gateway
-        .roster
-        .subscriptions(&cx, request)
-        .await
-        .map_err(|_| Away)?;
-    let answer = Arc::new(answer);
-    let mut followed = identity.followed.lock();
-    if followed.roster_changes == changes {
-        followed.subscriptions = Some(Arc::clone(&answer));
-    }
-    Ok(answer)
 }
 
 fn question(

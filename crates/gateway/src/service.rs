@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attach::{ArchiveLink, follow_archive, follow_presence};
 use crate::blocks::{Blocks, follow_blocks};
+use crate::colleagues::Colleagues;
 use crate::config::Config;
 use crate::departed::{Departed, tell_departed};
 use crate::follow::{follow_directory, follow_policy};
@@ -93,6 +94,7 @@ pub struct Gateway {
     pub(crate) publish: Lane<PublishItem, PublishAnswer>,
     pub(crate) policy: Policy,
     pub(crate) blocks: Blocks,
+    pub(crate) colleagues: Colleagues,
     pub(crate) link: ArchiveLink,
     pub(crate) sessions: Sessions,
     pub(crate) handlers: Handlers,
@@ -201,6 +203,7 @@ impl Gateway {
             publish: parts.presence.publish(peer),
             policy: Policy::new(decide, parts.tracer.clone(), parts.failpoints.clone()),
             blocks: Blocks::default(),
+            colleagues: Colleagues::default(),
             link: ArchiveLink::default(),
             sessions: Sessions::default(),
             permits: Permits::default(),

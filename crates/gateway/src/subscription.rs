@@ -14,6 +14,7 @@ use chancery_xml::{Element, Splice};
 use chancery_xmpp::subscription::Act;
 use chancery_xmpp::{Condition, StanzaError, ns};
 
+use crate::colleagues::told;
 use crate::pipeline::answer;
 use crate::pipeline::decide::{Question, Undecided, allows};
 use crate::presence::{Away, append};
@@ -74,6 +75,12 @@ async fn take(gateway: &Gateway, identity: &Identity, said: &Said) -> Result<(),
         )
     {
         return Err(answer::denied(&verdict));
+    }
+    // Colleagues hear each other by a group, whatever they say; in that state nothing that is said is
+    // answered (RFC 6121 appendix A).
+    let colleague = told::is_colleague(gateway, identity, peer, said.trace).await;
+    if colleague.map_err(|Undecided| answer::outage())? {
+        return Ok(());
     }
     // Whoever is not heard is as one who is not there: silence (RFC 6121 §8.5.1), and the own
     // side changes all the same.

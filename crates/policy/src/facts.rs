@@ -126,6 +126,7 @@ pub(crate) mod tests {
             group: name.into(),
             members: members.iter().map(ToString::to_string).collect(),
             deleted: false,
+            label: String::new(),
         }
     }
 

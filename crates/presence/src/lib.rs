@@ -7,6 +7,7 @@
 
 mod config;
 mod effects;
+mod names;
 mod outbox;
 mod registry;
 mod service;

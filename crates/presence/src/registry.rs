@@ -1,6 +1,8 @@
 //! What each act does: new state, and what goes to whom. A state machine without I/O: an act in,
 //! deliveries out. It refuses to know links, clocks and policy.
 
+mod shown;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -8,10 +10,11 @@ use bytes::Bytes;
 use chancery_api::presence::{Act, AttachUp, PublishItem};
 
 use crate::effects::{Copy, Effects, gone, hides, said, shows};
+use crate::names::{Names, Set};
 use crate::store::{PresenceStore, Session, SessionKey, bare};
 
 /// Accounts that the broadcast of one session goes to; further ones do not hear.
-pub const SHOWN_LIMIT: usize = 5_000;
+pub const SHOWN_LIMIT: usize = 10_000;
 /// JIDs that one session has directed presence to; further ones do not hear.
 pub const DIRECTED_LIMIT: usize = 1_000;
 
@@ -22,6 +25,8 @@ pub const MISSED_LIMIT: usize = 1_000;
 #[derive(Debug)]
 pub struct Registry<S> {
     store: S,
+    /// Of all who were shown a session.
+    names: Names,
     sessions_limit: usize,
     /// Gateways with a link, and its attachment.
     reachable: HashMap<Arc<str>, u64>,
@@ -32,6 +37,7 @@ impl<S: PresenceStore> Registry<S> {
     pub fn new(store: S, sessions_limit: usize) -> Self {
         Self {
             store,
+            names: Names::default(),
             sessions_limit,
             reachable: HashMap::new(),
         }
@@ -113,6 +119,7 @@ impl<S: PresenceStore> Registry<S> {
             Act::Available => self.available(key, attachment, item, &mut effects),
             Act::Unavailable => self.unavailable(&key, item, &mut effects),
             Act::Directed => self.directed(key, attachment, item, &mut effects),
+            Act::Amend => self.amend(&key, attachment, item, &mut effects),
             Act::Refresh => self.refresh(&key, attachment, item, &mut effects),
             Act::Resync => self.resync(key, attachment, item, &mut effects),
             Act::Probe => self.probe(&key, item, &mut effects),
@@ -161,7 +168,7 @@ impl<S: PresenceStore> Registry<S> {
                 key: key.clone(),
                 full: item.from.as_str().into(),
                 said: None,
-                shown: HashSet::new(),
+                shown: Set::default(),
                 directed: HashSet::new(),
                 attachment: 0,
                 missed: HashMap::new(),
@@ -179,22 +186,25 @@ impl<S: PresenceStore> Registry<S> {
         self.leave(&session, payload, &item.traceparent, effects);
     }
 
+    /// Everybody who was shown it hears that it is gone. It is not kept: its names are released.
     fn leave(
-        &self,
+        &mut self,
         session: &Session,
         payload: Option<&Bytes>,
         traceparent: &str,
         effects: &mut Effects,
     ) {
-        let saw = session.shown.iter().chain(&session.directed);
+        let directed = session.directed.iter().map(AsRef::as_ref);
+        let saw = self.names.of(&session.shown).chain(directed);
         let own = session.said.is_some().then(|| session.bare());
-        let receivers = self.receivers(saw.map(AsRef::as_ref), own);
+        let receivers = self.receivers(saw, own);
         let payload = payload.cloned().unwrap_or_else(|| gone(&session.full));
         self.copy(
             effects,
             &hides(&session.full, payload, "", traceparent),
             &receivers,
         );
+        self.names.release(session.shown.iter());
     }
 
     /// RFC 6121 §4.6: to one JID, whether or not the session has broadcast anything.
@@ -244,64 +254,6 @@ impl<S: PresenceStore> Registry<S> {
         self.copy(effects, &shows, &self.receivers([target.as_str()], None));
     }
 
-    /// The policy changed: `targets` is everybody allowed now, those of directed presence too.
-    fn refresh(
-        &mut self,
-        key: &SessionKey,
-        attachment: u64,
-        item: &PublishItem,
-        effects: &mut Effects,
-    ) {
-        let Some(mut session) = self.take_own(key, &item.from) else {
-            return;
-        };
-        session.attachment = attachment;
-        let allowed: HashSet<&str> = item
-            .targets
-            .iter()
-            .take(SHOWN_LIMIT + DIRECTED_LIMIT)
-            .map(String::as_str)
-            .collect();
-        effects.refuse(
-            item.targets
-                .len()
-                .saturating_sub(SHOWN_LIMIT + DIRECTED_LIMIT),
-        );
-        // The own account may always.
-        let own = bare(&item.from);
-        let may =
-            |jid: &str| allowed.contains(jid) || allowed.contains(bare(jid)) || bare(jid) == own;
-        let mut hidden: Vec<Box<str>> = Vec::new();
-        for saw in [&mut session.shown, &mut session.directed] {
-            hidden.extend(saw.iter().filter(|jid| !may(jid)).cloned());
-            saw.retain(|jid| may(jid));
-        }
-        self.hide(&session, hidden.iter().map(AsRef::as_ref), item, effects);
-        let mut fresh = Vec::new();
-        if let Some(said) = &mut session.said {
-            said.policy_version = item.policy_version;
-            let new = |jid: &&&str| !jid.contains('/') && !session.directed.contains(**jid);
-            for jid in allowed.iter().filter(new) {
-                if session.shown.contains(*jid) {
-                    continue;
-                }
-                if session.shown.len() >= SHOWN_LIMIT {
-                    effects.refuse(1);
-                    continue;
-                }
-                session.shown.insert((*jid).into());
-                fresh.push(*jid);
-            }
-            let payload = said.payload.clone();
-            let shows = Copy {
-                payload,
-                ..shows(item)
-            };
-            self.copy(effects, &shows, &self.receivers(fresh, None));
-        }
-        self.store.put(session);
-    }
-
     /// After a loss: state without any broadcast. What is still known of who saw it stays, so that
     /// they can be told of the end.
     fn resync(
@@ -316,18 +268,12 @@ impl<S: PresenceStore> Registry<S> {
         };
         for target in &item.targets {
             // A directed one is written with its resource; a bare one is told of the end all the same.
-            let (saw, limit) = if target.contains('/') {
-                (&mut session.directed, DIRECTED_LIMIT)
-            } else {
-                (&mut session.shown, SHOWN_LIMIT)
-            };
-            if saw.contains(target.as_str()) {
-                continue;
-            }
-            if saw.len() >= limit {
+            if !target.contains('/') {
+                self.show(&mut session, target, effects);
+            } else if session.directed.len() < DIRECTED_LIMIT {
+                session.directed.insert(target.as_str().into());
+            } else if !session.directed.contains(target.as_str()) {
                 effects.refuse(1);
-            } else {
-                saw.insert(target.as_str().into());
             }
         }
         if !item.payload.is_empty() {
@@ -378,7 +324,8 @@ impl<S: PresenceStore> Registry<S> {
         for target in item.targets.iter().take(SHOWN_LIMIT) {
             let asks = bare(&item.from);
             let hears = |other: &&Session| {
-                let saw = |jid: &str| other.shown.contains(jid) || other.directed.contains(jid);
+                let shown = |jid: &str| self.names.find(jid).is_some_and(|id| other.shown.has(id));
+                let saw = |jid: &str| shown(jid) || other.directed.contains(jid);
                 other.key != *key && (other.bare() == asks || saw(asks) || saw(&item.from))
             };
             for other in self.addressed(target).filter(hears) {
@@ -444,7 +391,7 @@ impl<S: PresenceStore> Registry<S> {
                         key,
                         full: item.from.as_str().into(),
                         said: None,
-                        shown: HashSet::new(),
+                        shown: Set::default(),
                         directed: HashSet::new(),
                         attachment,
                         missed: HashMap::new(),
@@ -463,38 +410,6 @@ impl<S: PresenceStore> Registry<S> {
             .get(key)
             .is_some_and(|session| *session.full == *full);
         own.then(|| self.store.take(key)).flatten()
-    }
-
-    /// Puts the targets in place of those shown before, and hides the session from who is missing.
-    fn replace_shown(&self, session: &mut Session, item: &PublishItem, effects: &mut Effects) {
-        let targets = || item.targets.iter().take(SHOWN_LIMIT);
-        effects.refuse(item.targets.len().saturating_sub(SHOWN_LIMIT));
-        // The usual case, a change of show or status: the same as before, and nothing to build.
-        if item.targets.len() == session.shown.len()
-            && targets().all(|target| session.shown.contains(target.as_str()))
-        {
-            return;
-        }
-        let shown: HashSet<Box<str>> = targets().map(|target| target.as_str().into()).collect();
-        let before = std::mem::replace(&mut session.shown, shown);
-        let hidden = before
-            .iter()
-            .filter(|jid| !session.shown.contains(*jid) && !session.directed.contains(*jid));
-        self.hide(session, hidden.map(AsRef::as_ref), item, effects);
-    }
-
-    fn hide<'j>(
-        &self,
-        session: &Session,
-        from: impl IntoIterator<Item = &'j str>,
-        item: &PublishItem,
-        effects: &mut Effects,
-    ) {
-        let mut receivers = self.receivers(from, None);
-        // Never from the own account, whatever the targets say.
-        receivers.retain(|receiver| receiver.bare() != session.bare());
-        let hides = hides(&session.full, gone(&session.full), "", &item.traceparent);
-        self.copy(effects, &hides, &receivers);
     }
 
     /// The available sessions that these JIDs mean, and those of the account `own`; by gateway.
@@ -555,6 +470,9 @@ impl<S: PresenceStore> Registry<S> {
 #[cfg(test)]
 #[path = "registry_property_tests.rs"]
 mod property_tests;
+#[cfg(test)]
+#[path = "registry/shown_tests.rs"]
+mod shown_tests;
 #[cfg(test)]
 #[path = "registry_tests.rs"]
 mod tests;

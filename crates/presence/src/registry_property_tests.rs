@@ -8,7 +8,7 @@ use super::*;
 
 fn acts() -> impl Strategy<Value = Vec<(i32, bool, u64, usize, Vec<usize>, bool)>> {
     let one = (
-        0..7i32,
+        0..8i32,
         any::<bool>(),
         1..4u64,
         0..5usize,
@@ -47,6 +47,9 @@ proptest! {
             let targets: Vec<&str> = targets.into_iter().map(|n| TARGETS[n]).collect();
             let mut item = item(act, session, FULL[full], &targets);
             item.unavailable = unavailable;
+            if act == Act::Amend {
+                item.hidden = item.targets.split_off(item.targets.len() / 2);
+            }
             let key = SessionKey { gateway: gateway.into(), session };
             if case.registry.store.get(&key).is_none_or(|known| *known.full != *item.from) {
                 // Another client now, which has seen nothing.
@@ -73,5 +76,6 @@ proptest! {
                 }
             }
         }
+        prop_assert_eq!(case.registry.names.len(), 0, "names of nobody");
     }
 }

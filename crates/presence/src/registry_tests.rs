@@ -4,7 +4,7 @@
 use super::*;
 use crate::store::MemoryPresenceStore;
 
-const ALICE: &str = "alice@example.org/phone";
+pub(super) const ALICE: &str = "alice@example.org/phone";
 const BOB: &str = "bob@example.org/desk";
 
 pub(super) struct Case {
@@ -61,7 +61,7 @@ impl Case {
     }
 
     /// Acts, and gives what is sent as `gateway from[!] > sessions [@to]`, `!` for unavailable.
-    fn sent(&mut self, gateway: &str, item: &PublishItem) -> Vec<String> {
+    pub(super) fn sent(&mut self, gateway: &str, item: &PublishItem) -> Vec<String> {
         short(&self.act(gateway, item))
     }
 }
@@ -89,7 +89,7 @@ fn short(effects: &Effects) -> Vec<String> {
 }
 
 /// Alice has two sessions on two gateways, bob two, carol one.
-fn crowd() -> Case {
+pub(super) fn crowd() -> Case {
     crowd_shown_to(&[])
 }
 

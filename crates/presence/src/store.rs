@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::names::Set;
+
 /// A session: its gateway and its number there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey {
@@ -35,8 +37,8 @@ pub struct Session {
     pub full: Arc<str>,
     /// None while it only directed presence (RFC 6121 §4.6.1).
     pub said: Option<Said>,
-    /// Bare JIDs that its broadcast went to.
-    pub shown: HashSet<Box<str>>,
+    /// Bare JIDs that its broadcast went to, by their numbers.
+    pub shown: Set,
     /// Bare or full JIDs that it directed presence to.
     pub directed: HashSet<Box<str>>,
     /// The attachment of its gateway under which it last spoke.
@@ -177,7 +179,7 @@ mod tests {
             key: key(gateway, number),
             full: full.into(),
             said: None,
-            shown: HashSet::new(),
+            shown: Set::default(),
             directed: HashSet::new(),
             attachment: 1,
             missed: HashMap::new(),

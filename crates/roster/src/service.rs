@@ -295,11 +295,17 @@ impl Roster for RosterService {
             name,
             groups,
             subscription,
+            colleague,
             ..
         } = checked(&owner, request.item, &self.0.config)?;
         // RFC 6121 §2.1.2.5: of a client's `subscription` only `remove` means anything.
         if subscription != i32::from(Subscription::Remove) {
-            let change = Change::Edit { jid, name, groups };
+            let change = Change::Edit {
+                jid,
+                name,
+                groups,
+                colleague,
+            };
             let version = self.change(owner, change).await?;
             return Ok(SetResponse { version });
         }

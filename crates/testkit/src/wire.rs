@@ -15,6 +15,13 @@ use tokio_rustls::client::TlsStream;
 /// How long a test waits for anything before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What a client takes from a server: more than a server takes, a roster of thousands.
+const LIMITS: Limits = Limits {
+    stanza_bytes: 4 * 1024 * 1024,
+    elements: 100_000,
+    ..Limits::internal()
+};
+
 /// A byte stream, plain or under TLS.
 pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytes for T {}
@@ -98,7 +105,7 @@ impl Wire {
         tls: Arc<rustls::ClientConfig>,
     ) -> Result<Self> {
         let mut tcp = connect_from(source, address).await?;
-        let mut framer = Framer::new(Limits::internal());
+        let mut framer = Framer::new(LIMITS);
         tcp.write_all(header(domain).as_bytes()).await?;
         read_until(&mut tcp, &mut framer, "features").await?;
         tcp.write_all(b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
@@ -133,7 +140,7 @@ impl Wire {
     }
 
     fn over(io: Box<dyn Bytes>) -> Self {
-        let framer = Framer::new(Limits::internal());
+        let framer = Framer::new(LIMITS);
         Self {
             io,
             framer,

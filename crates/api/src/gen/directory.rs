@@ -247,6 +247,9 @@ pub struct ChangeGroupRequest {
     pub members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "5")]
     pub actor: ::prost::alloc::string::String,
+    /// Of SHOW: the name of the group in rosters.
+    #[prost(string, tag = "6")]
+    pub label: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangeGroupResponse {
@@ -291,6 +294,9 @@ pub struct GroupFact {
     pub members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "4")]
     pub deleted: bool,
+    /// What rosters call it; empty when it is not shown in them.
+    #[prost(string, tag = "5")]
+    pub label: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchDown {
@@ -426,6 +432,9 @@ pub enum GroupAct {
     RemoveMembers = 2,
     Create = 3,
     Delete = 4,
+    /// Its members see each other in their rosters, below `label`.
+    Show = 5,
+    Hide = 6,
 }
 impl GroupAct {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -439,6 +448,8 @@ impl GroupAct {
             Self::RemoveMembers => "GROUP_ACT_REMOVE_MEMBERS",
             Self::Create => "GROUP_ACT_CREATE",
             Self::Delete => "GROUP_ACT_DELETE",
+            Self::Show => "GROUP_ACT_SHOW",
+            Self::Hide => "GROUP_ACT_HIDE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -449,6 +460,8 @@ impl GroupAct {
             "GROUP_ACT_REMOVE_MEMBERS" => Some(Self::RemoveMembers),
             "GROUP_ACT_CREATE" => Some(Self::Create),
             "GROUP_ACT_DELETE" => Some(Self::Delete),
+            "GROUP_ACT_SHOW" => Some(Self::Show),
+            "GROUP_ACT_HIDE" => Some(Self::Hide),
             _ => None,
         }
     }

@@ -47,6 +47,9 @@ pub struct PublishItem {
     /// DIRECTED with type unavailable.
     #[prost(bool, tag = "11")]
     pub unavailable: bool,
+    /// Bare JIDs, of AMEND.
+    #[prost(string, repeated, tag = "12")]
+    pub hidden: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishAnswer {
@@ -136,6 +139,8 @@ pub enum Act {
     Resync = 5,
     /// Sends the session the current presence of `targets` (those it hears).
     Probe = 6,
+    /// A difference: shown to `targets` from now on, and not to `hidden` any more; for all others it stays.
+    Amend = 7,
 }
 impl Act {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -151,6 +156,7 @@ impl Act {
             Self::Refresh => "ACT_REFRESH",
             Self::Resync => "ACT_RESYNC",
             Self::Probe => "ACT_PROBE",
+            Self::Amend => "ACT_AMEND",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -163,6 +169,7 @@ impl Act {
             "ACT_REFRESH" => Some(Self::Refresh),
             "ACT_RESYNC" => Some(Self::Resync),
             "ACT_PROBE" => Some(Self::Probe),
+            "ACT_AMEND" => Some(Self::Amend),
             _ => None,
         }
     }

@@ -14,6 +14,9 @@ pub struct Item {
     pub approved: bool,
     #[prost(string, repeated, tag = "6")]
     pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only name and groups of somebody who is there by a group of the directory: stands for nothing else.
+    #[prost(bool, tag = "7")]
+    pub colleague: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRequest {

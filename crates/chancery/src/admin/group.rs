@@ -14,6 +14,11 @@ pub async fn run(admin: &Admin, command: Group) -> Outcome {
     match command {
         Group::Create { group } => change(admin, GroupAct::Create, &group, &[]).await,
         Group::Delete { group } => change(admin, GroupAct::Delete, &group, &[]).await,
+        Group::Show { group, label } => {
+            let label = label.as_deref().unwrap_or(&group);
+            shown(admin, GroupAct::Show, &group, label).await
+        }
+        Group::Hide { group } => shown(admin, GroupAct::Hide, &group, "").await,
         Group::Add { group, members } => {
             change(admin, GroupAct::AddMembers, &group, &members).await
         }
@@ -43,6 +48,7 @@ async fn change(admin: &Admin, act: GroupAct, group: &str, named: &[String]) -> 
             group: group.to_owned(),
             members: chunk.to_vec(),
             actor: actor(),
+            label: String::new(),
         };
         let answer = admin
             .directory
@@ -62,6 +68,29 @@ async fn change(admin: &Admin, act: GroupAct, group: &str, named: &[String]) -> 
     unconfirmed(&late)
 }
 
+/// Shows a group in rosters, or takes it out.
+async fn shown(admin: &Admin, act: GroupAct, group: &str, label: &str) -> Outcome {
+    let domain = admin.domain().await?;
+    let request = ChangeGroupRequest {
+        act: act.into(),
+        domain: domain.clone(),
+        group: group.to_owned(),
+        actor: actor(),
+        label: label.to_owned(),
+        ..ChangeGroupRequest::default()
+    };
+    let answer = admin
+        .directory
+        .change_group(&cx(), request)
+        .await
+        .map_err(about(group))?;
+    match act {
+        GroupAct::Show => say!("{group} of {domain} is in rosters as {label}"),
+        _ => say!("{group} of {domain} is not in rosters"),
+    }
+    unconfirmed(&answer.unconfirmed)
+}
+
 async fn list(admin: &Admin) -> Outcome {
     for domain in admin.selected().await? {
         let request = ListGroupsRequest {
@@ -73,8 +102,12 @@ async fn list(admin: &Admin) -> Outcome {
             .await
             .map_err(about(&domain))?;
         for group in answer.groups.iter().filter(|group| !group.deleted) {
+            let shown = match group.label.as_str() {
+                "" => String::new(),
+                label => format!(", in rosters as {label}"),
+            };
             say!(
-                "{} ({}): {}",
+                "{} ({}{shown}): {}",
                 group.group,
                 group.domain,
                 group.members.join(", ")

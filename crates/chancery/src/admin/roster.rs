@@ -48,9 +48,8 @@ pub async fn put(
         jid: contact.to_owned(),
         name,
         subscription: subscription.into(),
-        ask: false,
-        approved: false,
         groups,
+        ..Item::default()
     };
     let request = PutRequest {
         owner: owner.to_owned(),

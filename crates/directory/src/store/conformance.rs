@@ -240,6 +240,21 @@ async fn groups(store: &dyn Store) {
         ["bob", "carol"]
     );
     assert!(!made(store, remove(&["alice"])).await.changed());
+    let label = |label: Option<&str>| Change::LabelGroup {
+        domain: "a.test".into(),
+        group: "staff".into(),
+        label: label.map(Into::into),
+    };
+    assert_eq!(added.groups[0].label, None);
+    assert!(!made(store, label(None)).await.changed());
+    for wanted in [Some("Staff"), Some("Our staff"), None, Some("Staff")] {
+        let shown = made(store, label(wanted)).await;
+        assert_eq!(shown.groups[0].label.as_deref(), wanted);
+        assert_eq!(shown.groups[0].members, ["bob", "carol"]);
+        assert!(!made(store, label(wanted)).await.changed());
+        let kept = store.snapshot().await.unwrap().groups;
+        assert_eq!(kept[0].label.as_deref(), wanted);
+    }
     let other = Change::CreateGroup {
         domain: "b.test".into(),
         group: "staff".into(),
@@ -250,12 +265,15 @@ async fn groups(store: &dyn Store) {
     let delete = |domain: String, group: String| Change::DeleteGroup { domain, group };
     let gone = made(store, group(delete)).await;
     assert!(gone.groups[0].deleted && gone.groups[0].members.is_empty());
+    assert_eq!(gone.groups[0].label, None);
+    assert_eq!(refused(store, label(Some("x"))).await, Refusal::NotFound);
     assert_eq!(refused(store, group(delete)).await, Refusal::NotFound);
     assert_eq!(
         refused(store, with_members(&["bob"])).await,
         Refusal::NotFound
     );
-    made(store, group(create)).await;
+    let again = made(store, group(create)).await;
+    assert_eq!(again.groups[0].label, None, "not shown as the one before");
     assert_eq!(
         store.groups("a.test".into()).await.unwrap()[0].members,
         [""; 0]

@@ -22,6 +22,8 @@ struct Tables {
     version: u64,
     accounts: BTreeMap<Name, (Account, KeySet)>,
     groups: BTreeMap<(String, String), BTreeSet<String>>,
+    /// Of the groups that rosters show.
+    labels: BTreeMap<(String, String), String>,
     acts: BTreeMap<i64, Act>,
     last_act: i64,
 }
@@ -99,6 +101,7 @@ impl Tables {
             Change::DeleteGroup { domain, group } => {
                 let key = (domain, group);
                 self.groups.remove(&key).ok_or(Refusal::NotFound)?;
+                self.labels.remove(&key);
                 touched.groups.insert(key);
                 Ok(())
             }
@@ -119,6 +122,24 @@ impl Tables {
                     old.remove(member);
                 }
                 if old.len() != before {
+                    touched.groups.insert(key);
+                }
+                Ok(())
+            }
+            Change::LabelGroup {
+                domain,
+                group,
+                label,
+            } => {
+                let key = (domain, group);
+                if !self.groups.contains_key(&key) {
+                    return Err(Refusal::NotFound);
+                }
+                let old = match label.clone() {
+                    Some(label) => self.labels.insert(key.clone(), label),
+                    None => self.labels.remove(&key),
+                };
+                if old != label {
                     touched.groups.insert(key);
                 }
                 Ok(())
@@ -222,6 +243,7 @@ impl Tables {
             group: key.1.clone(),
             members: members.into_iter().flatten().cloned().collect(),
             deleted: members.is_none(),
+            label: self.labels.get(key).cloned(),
         }
     }
 }

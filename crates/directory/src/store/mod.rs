@@ -73,6 +73,8 @@ pub struct Group {
     pub group: String,
     pub members: Vec<String>,
     pub deleted: bool,
+    /// What rosters call it; `None` when it is not shown in them.
+    pub label: Option<String>,
 }
 
 impl Group {
@@ -87,6 +89,7 @@ impl Group {
                 .map(|m| format!("{m}@{}", self.domain))
                 .collect(),
             deleted: self.deleted,
+            label: self.label.clone().unwrap_or_default(),
         }
     }
 }
@@ -146,6 +149,12 @@ pub enum Change {
         domain: String,
         group: String,
         members: Vec<String>,
+    },
+    /// Shows it in rosters by this name, or not any more.
+    LabelGroup {
+        domain: String,
+        group: String,
+        label: Option<String>,
     },
 }
 

@@ -134,6 +134,7 @@ impl House {
             group: "staff".into(),
             members: members.iter().map(|m| (*m).to_owned()).collect(),
             actor: "root".into(),
+            ..ChangeGroupRequest::default()
         };
         self.directory.change_group(&Cx::local(), request).await
     }

@@ -77,17 +77,15 @@ async fn other(request: Request) -> Answer {
             limit: 1,
         },
     );
+    let colleague = gateway.colleagues.are(&owner, &request.identity.account);
     let last = gateway.pubsub.get_last(&cx, GetLastRequest { owner });
     let (heard_by, there, last) = futures_util::future::join3(heard_by, there, last).await;
     let heard_by = heard_by.map_err(|error| answer::api_error(&error))?;
     let there = there.map_err(|error| answer::api_error(&error))?;
     let last = last.map_err(|error| answer::api_error(&error))?;
     // §Offline: only who may view the presence.
-    if !heard_by
-        .from
-        .iter()
-        .any(|jid| **jid == *request.identity.account)
-    {
+    let mut hears = heard_by.from.iter();
+    if !colleague && !hears.any(|jid| **jid == *request.identity.account) {
         return Err(answer::absent());
     }
     if !there.full_jids.is_empty() {

@@ -10,9 +10,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification, Verb};
+use crate::colleagues::told;
 use crate::pipeline::answer;
-use crate::pipeline::decide::allows;
+use crate::pipeline::decide::{Undecided, allows};
 use crate::session::identity::Change;
+use crate::session::inbox::Event;
 use crate::subscription;
 
 /// Groups of one item, and bytes of a name or group.
@@ -60,19 +62,27 @@ async fn get(request: Request) -> Answer {
         .payload()
         .and_then(|query| query.attr("ver"))
         .map(str::to_owned);
-    let owner = request.identity.account.to_string();
+    let (gateway, identity) = (&request.gateway, &request.identity);
+    let circle = gateway.colleagues.of(&identity.account);
     let ask = GetRequest {
-        owner,
-        known_version,
+        owner: identity.account.to_string(),
+        // With colleagues the version stands for them too.
+        known_version: known_version.clone().filter(|_| circle.is_empty()),
     };
     let (cx, _span) = request.cx("roster.get");
-    let roster = request
-        .gateway
-        .roster
-        .get(&cx, ask)
-        .await
-        .map_err(|error| answer::api_error(&error))?;
-    Ok(write(&roster))
+    let own = gateway.roster.get(&cx, ask).await;
+    let own = own.map_err(|error| answer::api_error(&error))?;
+    let all = told::whole(gateway, identity, &circle, own.items, request.trace).await;
+    let (items, told) = all.map_err(|Undecided| answer::outage())?;
+    let version = format!("{}{}", own.version, told.suffix());
+    identity.followed.lock().roster = Some(Box::new(told));
+    // §2.6.2: an empty `ver` means that nothing is cached, and equals no version.
+    let unchanged = known_version.is_some_and(|known| known == version);
+    Ok(write(&GetResponse {
+        version,
+        unchanged,
+        items,
+    }))
 }
 
 async fn set(request: Request) -> Answer {
@@ -84,6 +94,21 @@ async fn set(request: Request) -> Answer {
     // §2.3.3: nobody is on the own roster.
     if item.jid == owner {
         return Err(StanzaError::new(Condition::NotAllowed));
+    }
+    let mut item = item;
+    let (gateway, identity) = (&request.gateway, &request.identity);
+    let colleague = told::is_colleague(gateway, identity, &item.jid, request.trace).await;
+    if colleague.map_err(|Undecided| answer::outage())? {
+        if item.subscription() == Subscription::Remove {
+            return Err(StanzaError::new(Condition::NotAllowed));
+        }
+        let circle = gateway.colleagues.of(&identity.account);
+        item.groups
+            .retain(|group| !circle.labels(&item.jid).any(|label| label == group));
+        item.colleague = true;
+        // Also where nothing is kept of it: the client may have taken out what stays.
+        let push = Event::RosterItem(item.jid.as_str().into());
+        gateway.sessions.push(identity.number, push);
     }
     // §2.5.2: a removal ends both directions, and the other hears of it if policy allows.
     let verdict = match item.subscription() {
@@ -179,9 +204,14 @@ fn write(roster: &GetResponse) -> String {
     out
 }
 
-fn write_item(out: &mut String, item: &Item) {
+/// An item as it is written; a removed one says only that.
+pub(crate) fn write_item(out: &mut String, item: &Item) {
     out.push_str("<item");
     push_attr(out, "jid", &item.jid);
+    if item.subscription() == Subscription::Remove {
+        out.push_str(" subscription='remove'/>");
+        return;
+    }
     if !item.name.is_empty() {
         push_attr(out, "name", &item.name);
     }

@@ -9,6 +9,10 @@ pub(crate) enum Why {
     Refresh,
     /// The roster changed.
     Roster,
+    /// Colleagues came or went.
+    Colleagues,
+    /// The presence of some that it hears is still to be asked for.
+    Probe,
     /// The presence service lost its state.
     Resync,
 }
@@ -20,6 +24,8 @@ pub(crate) struct Owed {
     resync: bool,
     refresh: bool,
     roster: bool,
+    colleagues: bool,
+    probe: bool,
 }
 
 impl Owed {
@@ -30,6 +36,17 @@ impl Owed {
             Why::Resync => self.resync = true,
             Why::Refresh => self.refresh = true,
             Why::Roster => self.roster = true,
+            Why::Colleagues => self.colleagues = true,
+            Why::Probe => self.probe = true,
+        }
+    }
+
+    /// What is still owed when the client says its presence anew: what others said, or are.
+    pub(crate) fn superseded(self) -> Self {
+        Self {
+            colleagues: self.colleagues,
+            probe: self.probe,
+            ..Self::default()
         }
     }
 
@@ -40,6 +57,8 @@ impl Owed {
             (Why::Refresh, self.refresh && !self.changed),
             (Why::Roster, self.roster && !self.refresh && !self.changed),
             (Why::Changed, self.changed),
+            (Why::Colleagues, self.colleagues),
+            (Why::Probe, self.probe),
         ];
         all.into_iter()
             .filter(|(_, owed)| *owed)

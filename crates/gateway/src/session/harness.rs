@@ -105,7 +105,12 @@ impl Server {
         let (accepted, peer) = listener.accept().await.unwrap();
         let mut client = Client {
             socket,
-            framer: Framer::new(Limits::after_auth()),
+            framer: Framer::new(Limits {
+                // A client reads what we write: also a roster of thousands.
+                elements: 100_000,
+                stanza_bytes: 4 << 20,
+                ..Limits::after_auth()
+            }),
             full: String::new(),
             sm_id: String::new(),
         };

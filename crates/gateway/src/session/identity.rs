@@ -18,6 +18,9 @@ use tokio::time::Instant;
 use super::deliver::Reader;
 use super::inbox::CutOff;
 use super::table::cut_off;
+use crate::colleagues::Pending;
+use crate::colleagues::told::Told;
+use crate::presence::Audience;
 
 /// JIDs that one session may send directed presence to; who is not remembered could not be told
 /// of the end, so that they hear nothing.
@@ -90,7 +93,13 @@ pub(crate) struct Followed {
     /// Has asked for the block list, and is told of its changes (XEP-0191 §3.3).
     pub(crate) wants_blocks: bool,
     /// To whom its presence was last shown, as far as policy let it.
-    pub(crate) shown: Option<Arc<SubscriptionsResponse>>,
+    pub(crate) shown: Option<Audience>,
+    /// What its client holds of colleagues since it asked for the roster.
+    pub(crate) roster: Option<Box<Told>>,
+    /// Changes of colleagues that it has not acted on.
+    pub(crate) moved: Pending,
+    /// Whose presence it has still to ask for.
+    pub(crate) probe: Vec<Arc<str>>,
 }
 
 /// One change of that state.

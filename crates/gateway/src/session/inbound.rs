@@ -17,7 +17,7 @@ use crate::pipeline::answer::End;
 use crate::pipeline::decide::{Question, Undecided};
 use crate::pipeline::record::{self, Key};
 use crate::pipeline::{Flow, Ground, Inbound, Work, modules};
-use crate::presence;
+use crate::presence::{self, Why};
 use crate::subscription;
 use crate::trace;
 use crate::transport::TransportError;
@@ -260,8 +260,12 @@ impl Session {
                 self.write_answer();
             }
             Effect::Owed(why) => {
+                let pause = match why {
+                    Why::Probe => presence::PROBE_PAUSE,
+                    _ => OWED_AGAIN,
+                };
                 self.owed.add(why);
-                self.owed_at = Some(now + OWED_AGAIN);
+                self.owed_at = Some(now + pause);
             }
             Effect::Ruled { allowed } => self.gateway.permits.ruled(allowed),
             Effect::Recorded => self.gateway.permits.recorded(),

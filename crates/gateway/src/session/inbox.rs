@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use chancery_api::archive::EndReason;
 use futures_util::task::AtomicWaker;
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::deliver::{Delivered, PresenceUp};
 use super::resumption::{Offer, Refusal};
+use crate::colleagues::Shift;
 
 /// Events that may wait. Entries are held by credit, far below this; what fills it is presence and
 /// other ephemerals to a session that does not take them: then the session ends.
@@ -55,6 +57,10 @@ pub(crate) enum Event {
     PolicyBack,
     /// The presence service lost its state: register again.
     Resync,
+    /// Colleagues came or went; it is acted on after a while.
+    Colleagues(Arc<Shift>, Duration),
+    /// The client is to be pushed what its roster has of somebody.
+    RosterItem(Arc<str>),
     /// The account may no longer be here.
     CutOff(CutOff),
     /// The process ends.

@@ -293,6 +293,11 @@ impl Session {
                 self.owed_at = self.owed_at.map(|_| self.gateway.clock.monotonic());
             }
             Event::Resync => self.owe(Why::Resync),
+            Event::Colleagues(shift, after) => {
+                self.handle.identity.followed.lock().moved.add(shift);
+                self.owe_after(Why::Colleagues, after);
+            }
+            Event::RosterItem(jid) => self.on_roster_item(jid),
             Event::CutOff(why) => self.on_cut_off(why),
             Event::Shutdown => {
                 self.end(
@@ -381,7 +386,7 @@ impl Session {
         }
         if self.owed_due().is_some_and(|at| at <= now) {
             self.owed_at = None;
-            self.publish_owed();
+            self.publish_owed(now);
             progress = true;
         }
         if self.ask_at.is_some_and(|at| at <= now) {
@@ -467,6 +472,8 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
 
 #[cfg(test)]
 mod archive_tests;
+#[cfg(test)]
+mod colleague_tests;
 #[cfg(test)]
 mod fake_pubsub;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chancery_api::Kind;
 use chancery_api::archive::{DenyEntry, attach_down};
 use chancery_xmpp::StreamCondition;
 use futures_util::FutureExt;
@@ -14,6 +15,7 @@ use super::outgoing::{Next, Source};
 use super::stream_management::Unacked;
 use super::window::Ruling;
 use super::{ASK_WHEN_IDLE, READ_OUT_LIMIT, Session};
+use crate::colleagues::told;
 use crate::presence::{self, Owed, Own, Why};
 use crate::service::Gateway;
 use crate::trace;
@@ -35,7 +37,7 @@ impl Session {
         if source.is_push() || source.is_notice() {
             self.on_roster_changed();
         }
-        if source.is_notice() {
+        if source.is_notice() || self.is_of_colleague(&source) {
             return;
         }
         if let Some(is_push) = source.is_blocks() {
@@ -247,9 +249,9 @@ impl Session {
     /// The session's own presence: nothing is read until it is published or owed.
     pub(super) fn own_presence(&mut self, own: Own, counted: bool) {
         self.own = Some(Arc::new(own));
-        // What was owed before is superseded.
-        self.owed = Owed::default();
-        self.owed_at = None;
+        // What was owed before is superseded, but for what is said of others.
+        self.owed = self.owed.superseded();
+        self.owed_at = self.owed_at.filter(|_| self.owed != Owed::default());
         self.publish(counted, Why::Changed);
     }
 
@@ -262,22 +264,73 @@ impl Session {
 
     /// Presence is to be published again, as soon as nothing else runs alone: once for many reasons.
     pub(super) fn owe(&mut self, why: Why) {
+        self.owe_after(why, Duration::ZERO);
+    }
+
+    /// The same, after a while: sooner where something else is due before.
+    pub(super) fn owe_after(&mut self, why: Why, after: Duration) {
         self.owed.add(why);
-        self.owed_at = Some(self.gateway.clock.monotonic());
+        let at = self.gateway.clock.monotonic() + after;
+        self.owed_at = Some(self.owed_at.map_or(at, |owed_at| owed_at.min(at)));
     }
 
     /// What could not be published is tried again.
-    pub(super) fn publish_owed(&mut self) {
+    pub(super) fn publish_owed(&mut self, now: Instant) {
         for why in std::mem::take(&mut self.owed).reasons() {
+            if why == Why::Probe && !self.has_written() {
+                // What came of the last one is to be read first.
+                self.owed.add(why);
+                self.owed_at = Some(now + presence::PROBE_PAUSE);
+                continue;
+            }
             self.publish_again(why);
         }
+    }
+
+    /// Is everything that came up on its way to the client?
+    fn has_written(&self) -> bool {
+        self.away_until.is_none() && self.outgoing.is_empty() && self.takes_stanzas()
+    }
+
+    /// An item of the roster is to be pushed as it is with the groups of the directory.
+    pub(super) fn on_roster_item(&mut self, jid: Arc<str>) {
+        self.handle.identity.followed.lock().moved.add_item(jid);
+        self.owe(Why::Colleagues);
+    }
+
+    /// What is said to this session otherwise, or not at all, because of colleagues: pushes of whoever
+    /// has any, all alike, and a request to be heard by who hears already.
+    fn is_of_colleague(&mut self, source: &Source) -> bool {
+        let identity = Arc::clone(&self.handle.identity);
+        let Source::Log(delivered, _) = source else {
+            return false;
+        };
+        if source.kind() == Kind::Presence && delivered.up.r#type == "subscribe" {
+            let colleagues = &self.gateway.colleagues;
+            return colleagues.are(&identity.account, &delivered.up.from);
+        }
+        if !source.is_push() {
+            return false;
+        }
+        let has_any = {
+            let followed = identity.followed.lock();
+            followed.roster.as_ref().is_some_and(|told| told.has_any())
+        };
+        if !has_any && self.gateway.colleagues.of(&identity.account).is_empty() {
+            return false;
+        }
+        let Some(jid) = told::pushed(&delivered.up.payload) else {
+            return false;
+        };
+        self.on_roster_item(jid.into());
+        true
     }
 
     /// Publishes the newest presence, for another reason than that the client has just said so.
     fn publish_again(&mut self, why: Why) {
         let directed = !self.handle.identity.followed.lock().directed.is_empty();
         let available = self.own.as_ref().is_some_and(|own| own.is_available());
-        let wanted = why == Why::Changed || available || directed;
+        let wanted = matches!(why, Why::Changed | Why::Colleagues) || available || directed;
         if wanted && self.ending.is_none() {
             self.publish(false, why);
         }

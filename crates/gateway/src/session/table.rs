@@ -187,6 +187,20 @@ impl Sessions {
         true
     }
 
+    /// Puts events into the inboxes of an account's sessions; false when it has none.
+    pub(crate) fn push_account(&self, account: &str, events: &[Event]) -> bool {
+        let rows = self.rows.read();
+        let numbers = rows.by_account.get(account).into_iter().flatten();
+        let mut told = false;
+        for handle in numbers.filter_map(|number| rows.by_number.get(number)) {
+            events
+                .iter()
+                .for_each(|event| handle.inbox.push(event.clone()));
+            told = true;
+        }
+        told
+    }
+
     /// Puts one event into each of these inboxes; their sessions are woken by [`Sessions::wake`], once
     /// for all that came together, and write it together.
     pub(crate) fn put(&self, events: impl Iterator<Item = (u64, Event)>, woken: &mut Vec<u64>) {

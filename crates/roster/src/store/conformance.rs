@@ -12,6 +12,7 @@ fn edit(jid: &str, name: &str, groups: &[&str]) -> Change {
         jid: jid.into(),
         name: name.into(),
         groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        colleague: false,
     }
 }
 
@@ -23,6 +24,7 @@ fn item(jid: &str, subscription: Subscription) -> Item {
         ask: true,
         approved: true,
         groups: vec!["a".into(), "b'\"\u{1f600}".into()],
+        colleague: false,
     }
 }
 
@@ -118,6 +120,7 @@ pub async fn conforms(store: &dyn Store) {
         }
     );
 
+    colleagues(store).await;
     limits(store).await;
     flood_of_requests(store).await;
     handshakes(store).await;
@@ -131,6 +134,39 @@ pub async fn conforms(store: &dyn Store) {
     assert!(version > cleared.version && cleared.version > 5);
     store.clear("never@a.test".into()).await.unwrap();
     assert_eq!(load(store, "never@a.test").await, Roster::default());
+}
+
+/// What names a colleague is no item of its own, until it stands for something.
+async fn colleagues(store: &dyn Store) {
+    let owner = || "named@a.test".to_owned();
+    let edit = |jid: &str, name: &str, colleague: bool| Change::Edit {
+        jid: jid.into(),
+        name: name.into(),
+        groups: Vec::new(),
+        colleague,
+    };
+    let steps = [
+        (edit("eve@a.test", "Eve", true), true),
+        (edit("eve@a.test", "Evi", true), true),
+        (edit("eve@a.test", "Evi", false), false),
+        (edit("eve@a.test", "Eve", true), false),
+        (edit("tom@a.test", "Tom", false), false),
+        (edit("tom@a.test", "Tommy", true), false),
+        (edit("una@a.test", "Una", true), true),
+    ];
+    for (n, (change, colleague)) in steps.into_iter().enumerate() {
+        let Changed::Yes { item, .. } = store.change(owner(), change, LIMIT).await.unwrap() else {
+            panic!("step {n} changed nothing")
+        };
+        assert_eq!(item.colleague, colleague, "step {n}");
+        let kept = load(store, "named@a.test").await.items;
+        assert!(kept.contains(&item), "step {n}");
+    }
+    shake(store, says("named@a.test", "una@a.test", Act::Subscribe)).await;
+    let kept = load(store, "named@a.test").await.items;
+    let una = kept.iter().find(|item| item.jid == "una@a.test").unwrap();
+    assert_eq!((una.colleague, &*una.name), (false, "Una"));
+    store.clear(owner()).await.unwrap();
 }
 
 fn says(owner: &str, peer: &str, act: Act) -> Handshake {

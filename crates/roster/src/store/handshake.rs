@@ -108,6 +108,8 @@ impl Side {
         .into();
         item.ask = state.pending_out;
         item.approved = state.approved;
+        // What stands for something shows by itself.
+        item.colleague &= !named;
     }
 }
 

@@ -27,11 +27,12 @@ pub const ROSTER_BYTES_LIMIT: usize = 2 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A client's: handle and groups only, the rest stays (RFC 6121 §2.1.2.5). A new item has
-    /// subscription `none`.
+    /// subscription `none`. Of a `colleague` a new item holds only these.
     Edit {
         jid: String,
         name: String,
         groups: Vec<String>,
+        colleague: bool,
     },
     /// An administrator's: the whole item.
     Put(Item),
@@ -99,16 +100,23 @@ fn after(change: &Change, old: Option<&Item>) -> Option<Item> {
     match change {
         Change::Remove { .. } => None,
         Change::Put(item) => Some(item.clone()),
-        Change::Edit { jid, name, groups } => {
+        Change::Edit {
+            jid,
+            name,
+            groups,
+            colleague,
+        } => {
             let fresh = || Item {
                 jid: jid.clone(),
                 subscription: Subscription::None.into(),
+                colleague: *colleague,
                 ..Item::default()
             };
             let old = old.cloned().unwrap_or_else(fresh);
             Some(Item {
                 name: name.clone(),
                 groups: groups.clone(),
+                colleague: old.colleague && *colleague,
                 ..old
             })
         }

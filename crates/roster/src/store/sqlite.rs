@@ -65,9 +65,16 @@ CREATE TABLE block (
 ) WITHOUT ROWID;
 ",
     },
+    Migration {
+        version: 4,
+        name: "names of colleagues",
+        sql: "
+ALTER TABLE item ADD COLUMN colleague INTEGER NOT NULL DEFAULT 0;
+",
+    },
 ]);
 
-const ITEM: &str = "SELECT jid, name, subscription, ask, approved, groups FROM item";
+const ITEM: &str = "SELECT jid, name, subscription, ask, approved, groups, colleague FROM item";
 
 /// See the module. Cloning shares the connections.
 #[derive(Clone, Debug)]
@@ -131,6 +138,7 @@ fn item(row: &Row<'_>) -> rusqlite::Result<(Item, String)> {
         ask: row.get(3)?,
         approved: row.get(4)?,
         groups: Vec::new(),
+        colleague: row.get(6)?,
     };
     Ok((item, row.get(5)?))
 }
@@ -165,9 +173,9 @@ fn write_item(db: &Connection, owner: &str, item: &Item) -> Result<(), StoreErro
     let groups = serde_json::to_string(&item.groups)
         .map_err(|_| StoreError::Invalid("groups of a roster item".to_owned()))?;
     db.prepare_cached(
-        "INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
+        "INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO UPDATE SET \
          name = excluded.name, subscription = excluded.subscription, ask = excluded.ask, \
-         approved = excluded.approved, groups = excluded.groups",
+         approved = excluded.approved, groups = excluded.groups, colleague = excluded.colleague",
     )?
     .execute(params![
         owner,
@@ -176,7 +184,8 @@ fn write_item(db: &Connection, owner: &str, item: &Item) -> Result<(), StoreErro
         item.subscription,
         item.ask,
         item.approved,
-        groups
+        groups,
+        item.colleague
     ])?;
     Ok(())
 }

@@ -133,6 +133,11 @@ impl Applying<'_> {
                 }
                 Ok(())
             }
+            Change::LabelGroup {
+                domain,
+                group,
+                label,
+            } => self.label_group(domain, group, label.as_deref()),
         }
     }
 
@@ -219,9 +224,29 @@ impl Applying<'_> {
             return Err(Refusal::Full.into());
         }
         self.db
-            .prepare_cached("INSERT INTO account_group VALUES (?1, ?2)")?
+            .prepare_cached("INSERT INTO account_group (domain, name) VALUES (?1, ?2)")?
             .execute(params![domain, group])?;
         self.groups.insert((domain, group));
+        Ok(())
+    }
+
+    fn label_group(
+        &mut self,
+        domain: String,
+        group: String,
+        label: Option<&str>,
+    ) -> Result<(), Failure> {
+        self.must_have(&domain, &group)?;
+        let changed = self
+            .db
+            .prepare_cached(
+                "UPDATE account_group SET label = ?3 \
+                 WHERE domain = ?1 AND name = ?2 AND label IS NOT ?3",
+            )?
+            .execute(params![domain, group, label])?;
+        if changed > 0 {
+            self.groups.insert((domain, group));
+        }
         Ok(())
     }
 

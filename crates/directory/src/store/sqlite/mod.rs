@@ -15,10 +15,11 @@ use super::{Account, Act, Applied, Change, Group, KeySet, Name, Snapshot, Store}
 use changes::apply;
 use rows::{ACCOUNT, account, find, groups, keys, number, version};
 
-const MIGRATIONS: Migrations = Migrations::new(&[Migration {
-    version: 1,
-    name: "accounts and groups",
-    sql: "
+const MIGRATIONS: Migrations = Migrations::new(&[
+    Migration {
+        version: 1,
+        name: "accounts and groups",
+        sql: "
 CREATE TABLE secret (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
 CREATE TABLE version (one INTEGER PRIMARY KEY CHECK (one = 1), value INTEGER NOT NULL);
 INSERT INTO version VALUES (1, 0);
@@ -66,7 +67,15 @@ CREATE TABLE unrecorded_act (
   detail TEXT NOT NULL
 );
 ",
-}]);
+    },
+    Migration {
+        version: 2,
+        name: "groups in rosters",
+        sql: "
+ALTER TABLE account_group ADD COLUMN label TEXT; -- NULL: not shown
+",
+    },
+]);
 
 /// Reading connections.
 const READERS: usize = 2;

@@ -147,14 +147,18 @@ pub fn members(db: &Connection, domain: &str, group: &str) -> Result<Vec<String>
 
 pub fn group(db: &Connection, domain: String, group: String) -> Result<Group, StoreError> {
     let mut query =
-        db.prepare_cached("SELECT 1 FROM account_group WHERE domain = ?1 AND name = ?2")?;
-    let deleted = !query.exists(params![domain, group])?;
+        db.prepare_cached("SELECT label FROM account_group WHERE domain = ?1 AND name = ?2")?;
+    let found: Option<Option<String>> = query
+        .query_row(params![domain, group], |row| row.get(0))
+        .optional()?;
+    let deleted = found.is_none();
     let members = members(db, &domain, &group)?;
     Ok(Group {
         domain,
         group,
         members,
         deleted,
+        label: found.flatten(),
     })
 }
 

@@ -1,0 +1,124 @@
+//! Who hears a session and whom it hears: by the own subscriptions, and by groups of the directory. The
+//! names are the roster's and the groups', shared by all sessions (ADR 19).
+//!
+//! Refuses to decide: policy is asked about each before anything is shown.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_api::Cx;
+use chancery_api::presence::{Act, PublishItem};
+use chancery_api::roster::{SubscriptionsRequest, SubscriptionsResponse};
+use chancery_runtime::trace::TraceContext;
+
+use super::{Away, said, send};
+use crate::colleagues::Circle;
+use crate::service::Gateway;
+use crate::session::identity::Identity;
+
+/// So many are asked for their presence at once; of further ones when what came is written.
+const PROBED: usize = 500;
+/// Before the next are asked.
+pub(crate) const PROBE_PAUSE: Duration = Duration::from_millis(250);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Audience {
+    pub(crate) own: Arc<SubscriptionsResponse>,
+    pub(crate) circle: Circle,
+}
+
+impl Audience {
+    /// Who hears `account`, each once.
+    pub(crate) fn hearers<'a>(&'a self, account: &'a str) -> impl Iterator<Item = String> + 'a {
+        let own = self.own.from.iter().filter(|jid| !self.circle.has(jid));
+        let colleagues = self.circle.names(account).map(ToString::to_string);
+        own.cloned().chain(colleagues)
+    }
+
+    /// Of these, who hears.
+    pub(crate) fn hear<'a>(&self, jids: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let own: HashSet<&str> = self.own.from.iter().map(String::as_str).collect();
+        let hears = |jid: &&str| own.contains(jid) || self.circle.has(jid);
+        jids.filter(hears).map(str::to_owned).collect()
+    }
+
+    /// Whom `account` hears, itself first to be asked.
+    pub(crate) fn heard(&self, account: &str) -> Vec<Arc<str>> {
+        let own = self.own.to.iter().filter(|jid| !self.circle.has(jid));
+        let mut heard: Vec<Arc<str>> = self.circle.names(account).cloned().collect();
+        heard.extend(own.map(|jid| Arc::from(jid.as_str())));
+        heard.push(account.into());
+        heard
+    }
+}
+
+/// The audience as it is now.
+pub(super) async fn audience(
+    gateway: &Gateway,
+    identity: &Identity,
+    trace: Option<TraceContext>,
+) -> Result<Audience, Away> {
+    let own = subscriptions(gateway, identity, trace).await?;
+    let circle = gateway.colleagues.of(&identity.account);
+    Ok(Audience { own, circle })
+}
+
+/// Asks the next for their presence (RFC 6121 §4.3). What comes back is decided before it is written.
+pub(super) async fn probe(
+    gateway: &Gateway,
+    identity: &Identity,
+    trace: Option<TraceContext>,
+) -> Result<(), Away> {
+    let asked = {
+        let mut followed = identity.followed.lock();
+        let rest = followed.probe.len().saturating_sub(PROBED);
+        followed.probe.split_off(rest)
+    };
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let item = PublishItem {
+        targets: asked.iter().map(ToString::to_string).collect(),
+        ..said(gateway, identity, Act::Probe)
+    };
+    let sent = send(gateway, item, trace).await;
+    let mut followed = identity.followed.lock();
+    if sent.is_err() {
+        followed.probe.extend(asked);
+    } else if followed.probe.is_empty() {
+        followed.probe = Vec::new();
+    }
+    sent
+}
+
+async fn subscriptions(
+    gateway: &Gateway,
+    identity: &Identity,
+    trace: Option<TraceContext>,
+) -> Result<Arc<SubscriptionsResponse>, Away> {
+    let changes = {
+        let followed = identity.followed.lock();
+        if let Some(known) = &followed.subscriptions {
+            return Ok(Arc::clone(known));
+        }
+        followed.roster_changes
+    };
+    let request = SubscriptionsRequest {
+        owner: identity.account.to_string(),
+    };
+    let span = gateway.tracer.calls("roster.subscriptions", trace);
+    let cx = Cx::local().traced(span.traceparent());
+    let answer = gateway
+        .roster
+        .subscriptions(&cx, request)
+        .await
+        .map_err(|_| Away)?;
+    let answer = Arc::new(answer);
+    let mut followed = identity.followed.lock();
+    if followed.roster_changes == changes {
+        followed.subscriptions = Some(Arc::clone(&answer));
+    }
+    Ok(answer)
+}
