@@ -15,6 +15,8 @@ use crate::probe::Probe;
 
 /// Tags of more bytes than this are not what these phases are about.
 const TAG_BYTES: usize = 256 * 1024;
+/// Of what came last, in which a stream error is looked for when the server ends a stream.
+const LAST_WORDS: usize = 512;
 
 /// One side of it: whoever writes, and looks at the counts.
 pub struct Live {
@@ -110,15 +112,18 @@ async fn read_on(
 ) -> Result<()> {
     let mut buffer: Vec<u8> = Vec::with_capacity(8 * 1024);
     let mut chunk = vec![0u8; 16 * 1024];
+    let mut said = Vec::with_capacity(2 * LAST_WORDS);
     loop {
         let n = read.read(&mut chunk).await.unwrap_or(0);
         if n == 0 {
             if live.is_over() {
                 return Ok(());
             }
-            bail!("the server has ended a stream of {own}");
+            bail!("the server has ended a stream: {}", last_words(&said));
         }
         buffer.extend_from_slice(&chunk[..n]);
+        said.extend_from_slice(&chunk[n.saturating_sub(LAST_WORDS)..n]);
+        said.drain(..said.len().saturating_sub(LAST_WORDS));
         let mut at = 0;
         let mut asked = false;
         while let Some(end) = memchr::memchr(b'>', &buffer[at..]) {
@@ -148,6 +153,13 @@ async fn read_on(
                 .await?;
         }
     }
+}
+
+/// The stream error in what came last, or nothing.
+fn last_words(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    let error = said.find("<stream:error").unwrap_or(said.len());
+    said[error..].to_owned()
 }
 
 fn contains(tag: &[u8], text: &str) -> bool {

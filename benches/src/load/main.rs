@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods)] // measures real time
 
 mod chancery;
+mod chat;
 mod history;
 mod live;
 mod meter;
@@ -15,12 +16,15 @@ mod report;
 mod storm;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 
 use crate::phases::{Figures, Phase, Plan};
+
+/// Targets that are Chancery.
+const OURS: [&str; 2] = ["one", "many"];
 
 /// What to measure.
 #[derive(Parser)]
@@ -73,8 +77,9 @@ fn main() -> Result<()> {
         storm: options.storm,
         only: options.phase,
     };
+    let start = Instant::now();
     let mut rows: Vec<Figures> = Vec::new();
-    let mut names = vec!["one", "many"];
+    let mut names = OURS.to_vec();
     if options.peers {
         names.extend(["prosody", "prosody-off", "ejabberd", "ejabberd-off"]);
     }
@@ -84,7 +89,9 @@ fn main() -> Result<()> {
         }
         report::note(&format!("{name}: starting"))?;
         let target: Box<dyn phases::Target> = match name {
-            "one" | "many" => Box::new(chancery::start(name, &options.data, plan.accounts())?),
+            _ if OURS.contains(&name) => {
+                Box::new(chancery::start(name, &options.data, plan.accounts())?)
+            }
             _ => Box::new(peers::start(name, &options.data, &plan)?),
         };
         let figures = runtime.block_on(phases::measure(name, &*target, &plan))?;
@@ -92,10 +99,15 @@ fn main() -> Result<()> {
         rows.push(figures);
     }
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let table = report::table(&rows, &plan, &command);
+    let table = report::table(&rows, &plan, &command, start.elapsed());
     report::note(&table)?;
     if let Some(path) = options.write {
         report::write_between_markers(&path, &table)?;
+    }
+    // A peer may be unable to do something; we are not.
+    let ours = rows.iter().filter(|row| OURS.contains(&row.name.as_str()));
+    if ours.flat_map(|row| &row.failed).next().is_some() {
+        bail!("a phase of ours failed");
     }
     Ok(())
 }

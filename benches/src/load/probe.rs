@@ -184,6 +184,13 @@ impl Probe {
         if equip != Equip::Chat {
             self.roster().await?;
         }
+        // A server may have asked with the first answer; one that gets no answer to that may ask
+        // no more, keep all that it sends, and end the session (XEP-0198 §4, ejabberd).
+        if !enabled.contains("<failed") {
+            let h = self.stanzas;
+            self.send(&format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/>"))
+                .await?;
+        }
         Ok(())
     }
 

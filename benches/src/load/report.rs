@@ -2,10 +2,11 @@
 
 use std::io::{Write, stderr};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::phases::{Figures, Plan};
+use crate::phases::{Figures, Phase, Plan};
 use crate::storm::Storm;
 
 const BEGIN: &str = "<!-- load:begin -->";
@@ -17,50 +18,51 @@ pub fn note(text: &str) -> Result<()> {
     Ok(())
 }
 
-fn decimal(figure: f64, digits: usize) -> String {
-    if figure == 0.0 {
-        return "not measured".into();
+/// A figure of this phase; `-` where the server did not get through it.
+fn cell(f: &Figures, phase: Phase, figure: Option<f64>, digits: usize) -> String {
+    match figure {
+        Some(figure) => format!("{figure:.digits$}"),
+        None if f.failed.iter().any(|(failed, _)| *failed == phase) => "-".into(),
+        None => "not measured".into(),
     }
-    format!("{figure:.digits$}")
 }
 
 /// One target's figures of logins, memory and chat in one line.
 fn chat_line(f: &Figures) -> String {
-    let rated = if f.saturated_us > 0.0 {
-        "not reached"
-    } else {
-        "not measured"
+    let rated = match f.rated_us {
+        Some(None) => "not reached".into(),
+        rated => cell(f, Phase::Chat, rated.flatten(), 1),
     };
     format!(
-        "| {} | {} | {} | {} | {} | {} | {} |",
+        "| {} | {} | {} | {rated} | {} | {} | {} |",
         f.name,
-        decimal(f.saturated_us, 1),
-        decimal(f.saturated_rate, 0),
-        f.rated_us.map_or(rated.into(), |us| decimal(us, 1)),
-        decimal(f.p99_ms, 1),
-        decimal(f.login_ms, 2),
-        decimal(f.idle_bytes / 1024.0, 1),
+        cell(f, Phase::Chat, f.saturated_us, 1),
+        cell(f, Phase::Chat, f.saturated_rate, 0),
+        cell(f, Phase::Chat, f.p99_ms, 1),
+        cell(f, Phase::Login, f.login_ms, 2),
+        cell(f, Phase::Idle, f.idle_bytes.map(|bytes| bytes / 1024.0), 1),
     )
 }
 
 /// Those of presence, archive and storm.
 fn more_line(f: &Figures, plan: &Plan) -> String {
-    let storm = |storm: Option<Storm>| match storm {
-        Some(storm) => format!("{:.1} | {:.1}", storm.seconds, storm.cpu_seconds),
-        None => "not measured | not measured".into(),
-    };
-    let resumed = f.storms.map(|(resumed, _)| resumed);
-    let share = resumed.filter(|storm| storm.resumed < plan.storm);
-    format!(
-        "| {} | {} | {} | {}{} | {} |",
-        f.name,
-        decimal(f.presence_us, 1),
-        f.paged_us.map_or("none".into(), |us| format!("{us:.1}")),
-        storm(resumed),
-        share.map_or(String::new(), |storm| {
+    let seconds = |storm: Option<Storm>| cell(f, Phase::Storm, storm.map(|s| s.seconds), 1);
+    let cpu = |storm: Option<Storm>| cell(f, Phase::Storm, storm.map(|s| s.cpu_seconds), 1);
+    let (resumed, anew) = f.storms.unzip();
+    let share = resumed
+        .filter(|storm| storm.resumed < plan.storm)
+        .map_or(String::new(), |storm| {
             format!(" ({} resumed)", storm.resumed)
-        }),
-        storm(f.storms.map(|(_, anew)| anew)),
+        });
+    format!(
+        "| {} | {} | {} | {} | {}{share} | {} | {} |",
+        f.name,
+        cell(f, Phase::Presence, f.presence_us, 1),
+        cell(f, Phase::Archive, f.paged_us, 1),
+        seconds(resumed),
+        cpu(resumed),
+        seconds(anew),
+        cpu(anew),
     )
 }
 
@@ -70,10 +72,10 @@ pub fn line(f: &Figures, plan: &Plan) -> String {
 }
 
 /// The whole tables, as Markdown.
-pub fn table(rows: &[Figures], plan: &Plan, arguments: &str) -> String {
+pub fn table(rows: &[Figures], plan: &Plan, arguments: &str, took: Duration) -> String {
     let mut text = format!(
         "`cargo xtask bench load {arguments}`: {} users in pairs, {} s a phase, {} idle \
-         connections, {} logins, {} sessions in a storm.\n\n\
+         connections, {} logins, {} sessions in a storm; {} s in all.\n\n\
          | server | saturated, µs CPU a message | messages/s | at {:.0}/s, µs CPU | p99 at half, ms \
          | login, ms CPU | idle, KiB a connection |\n\
          |---|---|---|---|---|---|---|\n",
@@ -82,6 +84,7 @@ pub fn table(rows: &[Figures], plan: &Plan, arguments: &str) -> String {
         plan.idle,
         plan.logins,
         plan.storm,
+        took.as_secs(),
         plan.rate
     );
     for row in rows {
@@ -96,6 +99,13 @@ pub fn table(rows: &[Figures], plan: &Plan, arguments: &str) -> String {
     for row in rows {
         text.push_str(&more_line(row, plan));
         text.push('\n');
+    }
+    let failed = rows
+        .iter()
+        .flat_map(|row| row.failed.iter().map(move |failed| (&row.name, failed)));
+    for (n, (name, (phase, reason))) in failed.enumerate() {
+        let gap = if n == 0 { "\n" } else { "" };
+        text.push_str(&format!("{gap}- {name}, {phase:?}: {reason}\n"));
     }
     text
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use chancery_api::roster::{BlockList, WatchConfirm, WatchDown, WatchHello, watch_down};
 use chancery_api::{Cx, Decision, Denial, Link, Verdict, roster};
+use chancery_xmpp::jid::bare;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
@@ -132,10 +133,6 @@ fn matches(list: &List, jid: &str) -> bool {
     let bare = bare(jid);
     let domain = bare.split_once('@').map_or(bare, |(_, domain)| domain);
     list.contains(jid) || list.contains(bare) || list.contains(domain)
-}
-
-fn bare(jid: &str) -> &str {
-    jid.split_once('/').map_or(jid, |(bare, _)| bare)
 }
 
 impl Gateway {

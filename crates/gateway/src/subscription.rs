@@ -11,6 +11,7 @@ use chancery_api::roster::{HandshakeRequest, RequestsRequest, SubscriptionAct};
 use chancery_api::{Cx, Denial, Kind, Verdict};
 use chancery_runtime::trace::TraceContext;
 use chancery_xml::{Element, Splice};
+use chancery_xmpp::jid::bare;
 use chancery_xmpp::subscription::Act;
 use chancery_xmpp::{Condition, StanzaError, ns};
 
@@ -152,10 +153,6 @@ fn stamped(said: &Said, identity: &Identity, peer: &str) -> Bytes {
         splice.remove_child(*index);
     }
     splice.finish()
-}
-
-fn bare(jid: &str) -> &str {
-    jid.split_once('/').map_or(jid, |(bare, _)| bare)
 }
 
 fn wire(act: Act) -> SubscriptionAct {

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use chancery_xml::{Frame, FrameError, Framer, Limits};
+use chancery_xml::{Frame, FrameError, Framer, Limits, is_space};
 use chancery_xmpp::StreamError;
 
 use crate::admission::Admitted;
@@ -128,7 +128,7 @@ impl Transport {
     /// Whether more than whitespace came in behind the last frame.
     pub(crate) fn has_unread(&self) -> bool {
         let unread = self.framer.unread();
-        unread.iter().any(|byte| !b" \t\r\n".contains(byte))
+        unread.iter().any(|byte| !is_space(*byte))
     }
 
     /// What was wrong with the bytes, once something was.

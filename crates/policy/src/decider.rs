@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use chancery_api::{Decision, Denial, Kind, Verdict};
+use chancery_xmpp::jid::{bare, domain};
 
 use crate::facts::{Facts, GroupKey};
 use crate::file::{Action, Direction, GroupRef, Member, PolicyFile, Selector, WallKind};
@@ -142,7 +143,7 @@ impl Decider {
         if from == to {
             return (Reason::Own, true);
         }
-        let domain = domain_of(to);
+        let domain = domain(to);
         if !self.domains.iter().any(|hosted| &**hosted == domain) {
             return (Reason::NoFederation, false);
         }
@@ -244,16 +245,6 @@ impl Decider {
     }
 }
 
-/// The bare JID of a normalised JID (RFC 7622 §3.1: the first slash ends it).
-fn bare(jid: &str) -> &str {
-    jid.split_once('/').map_or(jid, |(bare, _)| bare)
-}
-
-/// The domainpart of a bare JID.
-fn domain_of(bare: &str) -> &str {
-    bare.split_once('@').map_or(bare, |(_, domain)| domain)
-}
-
 fn kind_index(kind: Kind) -> Option<usize> {
     match kind {
         Kind::Unspecified => None,
@@ -334,7 +325,7 @@ impl<'p> Compiler<'p> {
 
     fn sides(&self, jid: &str) -> Sides {
         let mut sides = self.anybody.clone();
-        for more in [self.by_account.get(jid), self.by_domain.get(domain_of(jid))] {
+        for more in [self.by_account.get(jid), self.by_domain.get(domain(jid))] {
             sides.join(more);
         }
         sides

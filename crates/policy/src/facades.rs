@@ -1,20 +1,12 @@
-//! For tests: a directory and an archive that say what the test hands them.
+//! For tests: a directory that says what the test hands it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use chancery_api::archive::{
-    self as log, AppendAnswer, AppendItem, Archive, AttachDown, AttachUp, DropMailboxRequest,
-    DropMailboxResponse, ExportChunk, ExportRequest, PublicKeyRequest, PublicKeyResponse,
-    RecordActRequest, RecordActResponse, SettleRequest, SettleResponse, StatusRequest,
-    StatusResponse,
-};
 use chancery_api::directory::{self as dir, Directory};
-use chancery_api::{ApiError, Cx, Lane, LanePeer, LaneService, Link};
+use chancery_api::{ApiError, Cx, Link};
 use parking_lot::Mutex as SyncMutex;
-use tokio::sync::mpsc;
 
 /// A directory that says what the test hands it.
 #[derive(Default)]
@@ -66,48 +58,5 @@ facade! {
         *self.link.lock() = Some(near);
         self.opened.notify_one();
         Ok(link)
-    }
-}
-
-/// An archive that counts acts, or is away.
-#[derive(Default)]
-pub(crate) struct Log {
-    pub(crate) acts: SyncMutex<Vec<RecordActRequest>>,
-    pub(crate) away: AtomicBool,
-}
-
-facade! {
-    impl Archive for Log;
-    not_called {
-        settle: SettleRequest => SettleResponse,
-        drop_mailbox: DropMailboxRequest => DropMailboxResponse,
-        public_key: PublicKeyRequest => PublicKeyResponse,
-        status: StatusRequest => StatusResponse,
-        query_archive: log::QueryArchiveRequest => log::QueryArchiveResponse,
-        get_preferences: log::GetPreferencesRequest => log::GetPreferencesResponse,
-        set_preferences: log::SetPreferencesRequest => log::SetPreferencesResponse,
-    }
-    async fn record_act(&self, _cx: &Cx, act: RecordActRequest) -> Result<RecordActResponse, ApiError> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(ApiError::unavailable("away"));
-        }
-        self.acts.lock().push(act);
-        Ok(RecordActResponse { number: 1 })
-    }
-    fn append(&self, _peer: LanePeer) -> Lane<AppendItem, AppendAnswer> {
-        panic!("not called")
-    }
-    fn append_service(&self) -> Result<Arc<dyn LaneService<AppendItem, AppendAnswer>>, ApiError> {
-        Err(ApiError::internal("append"))
-    }
-    async fn attach(&self, _cx: &Cx) -> Result<Link<AttachDown, AttachUp>, ApiError> {
-        Err(ApiError::internal("attach"))
-    }
-    async fn export(
-        &self,
-        _cx: &Cx,
-        _request: ExportRequest,
-    ) -> Result<mpsc::Receiver<Result<ExportChunk, ApiError>>, ApiError> {
-        Err(ApiError::internal("export"))
     }
 }

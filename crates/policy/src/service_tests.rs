@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use chancery_api::channel::{Served, pipe};
 use chancery_api::directory as dir;
 use chancery_api::policy::{RemotePolicy, WatchConfirm, WatchHello, watch_down};
+use chancery_api::testing::Log;
 use chancery_api::{Calls, Code, Decision, Kind, LaneError, Role};
 
 use super::*;
-use crate::facades::{Facade, Log};
+use crate::facades::Facade;
 use crate::facts::tests::{account, group, part};
 use crate::store::MemoryPolicyStore;
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chancery_api::presence::{Act, AttachUp, PublishItem};
+use chancery_xmpp::jid::bare;
 
 use crate::effects::{Copy, Effects, gone, hides, said, shows};
 use crate::names::{Names, Set};
-use crate::store::{PresenceStore, Session, SessionKey, bare};
+use crate::store::{PresenceStore, Session, SessionKey};
 
 /// Accounts that the broadcast of one session goes to; further ones do not hear.
 pub const SHOWN_LIMIT: usize = 10_000;

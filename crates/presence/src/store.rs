@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chancery_xmpp::jid::bare;
 
 use crate::names::Set;
 
@@ -53,11 +54,6 @@ impl Session {
     pub fn bare(&self) -> &str {
         bare(&self.full)
     }
-}
-
-/// The account of a JID: the first slash ends it (RFC 7622 §3.1).
-pub(crate) fn bare(jid: &str) -> &str {
-    jid.split_once('/').map_or(jid, |(bare, _)| bare)
 }
 
 /// Where sessions are kept.

@@ -145,9 +145,8 @@ fn difference(before: &[String], now: &[String]) -> Vec<String> {
 
 /// Whether what is on a block list has to do with a bare JID.
 fn speaks_of(listed: &str, bare: &str) -> bool {
-    let listed = listed.split_once('/').map_or(listed, |(bare, _)| bare);
-    let domain = bare.split_once('@').map_or(bare, |(_, domain)| domain);
-    listed == bare || listed == domain
+    let listed = jid::bare(listed);
+    listed == bare || listed == jid::domain(bare)
 }
 
 /// XEP-0191 §3.3: what was asked is what is pushed.

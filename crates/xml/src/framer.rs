@@ -6,7 +6,7 @@
 use crate::element::Element;
 use crate::error::FrameError;
 use crate::header::{self, StreamHeader};
-use crate::lexer::{Boundary, Lexer};
+use crate::lexer::{Boundary, Lexer, is_space};
 use crate::limits::Limits;
 use crate::names::Scope;
 use crate::scan;
@@ -83,8 +83,7 @@ impl Framer {
 
     fn skip_end_of_line(&mut self) {
         if self.after_restart {
-            let blank = |byte: &&u8| b" \t\r\n".contains(byte);
-            let count = self.buf.iter().take_while(blank).count();
+            let count = self.buf.iter().take_while(|b| is_space(**b)).count();
             self.buf.drain(..count);
             self.after_restart = self.buf.is_empty();
         }

@@ -431,6 +431,7 @@ impl Lexer {
     }
 }
 
-pub(crate) fn is_space(b: u8) -> bool {
+/// XML's white space (XML 1.0 §2.3, S).
+pub fn is_space(b: u8) -> bool {
     matches!(b, b' ' | b'\t' | b'\n' | b'\r')
 }

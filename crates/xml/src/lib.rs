@@ -31,6 +31,7 @@ pub use element::{Attr, Child, Element, Header};
 pub use error::FrameError;
 pub use framer::{Frame, Framer};
 pub use header::StreamHeader;
+pub use lexer::is_space;
 pub use limits::{Limit, Limits};
 pub use names::{NS_CLIENT, NS_STREAMS, NS_XML};
 pub use scan::scan;

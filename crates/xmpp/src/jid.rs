@@ -80,7 +80,7 @@ pub fn parse(raw: &str) -> Result<Jid, JidError> {
         raw.is_ascii(),
     )?;
     // As it is written: a second dot at the end is in the text, and not in what the part says.
-    check_domain(written_domain(jid.as_str()))?;
+    check_domain(self::domain(jid.as_str()))?;
     if let Some(local) = jid.node() {
         // stringprep may map a harmless character to a forbidden one
         check_local(local.as_str())?;
@@ -145,8 +145,15 @@ pub fn is_ip_literal(domain: &str) -> bool {
     }
 }
 
-fn written_domain(address: &str) -> &str {
-    let bare = address.split_once('/').map_or(address, |(bare, _)| bare);
+/// An address without its resource, as it stands: the first slash ends the account (RFC 7622 §3.1).
+/// Checks nothing.
+pub fn bare(address: &str) -> &str {
+    address.split_once('/').map_or(address, |(bare, _)| bare)
+}
+
+/// The domainpart of an address, as it stands. Checks nothing.
+pub fn domain(address: &str) -> &str {
+    let bare = bare(address);
     bare.split_once('@').map_or(bare, |(_, domain)| domain)
 }
 

@@ -87,11 +87,14 @@ listen:
     port: {port}
     ip: "{ip}"
     module: ejabberd_c2s
+    backlog: 4096
     max_stanza_size: 262144
     access: all
     starttls: true
     starttls_required: true
     shaper: none
+max_fsm_queue: 1000000
+oom_killer: false
 shaper_rules:
   max_user_sessions: infinity
   max_user_offline_messages: infinity
@@ -101,7 +104,8 @@ modules:
   mod_offline: {{}}
   mod_ping: {{}}
   mod_roster: {{}}
-  mod_stream_mgmt: {{}}
+  mod_stream_mgmt:
+    max_ack_queue: infinity
 {archive}"#,
         both = place.both.display(),
         ip = place.address.ip(),

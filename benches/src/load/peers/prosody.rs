@@ -77,6 +77,7 @@ log = {{ warn = "{home}/server.log" }}
 interfaces = {{ "{ip}" }}
 c2s_ports = {{ {port} }}
 c2s_direct_tls_ports = {{ }}
+network_settings = {{ tcp_backlog = 4096 }}
 s2s_ports = {{ }}
 s2s_direct_tls_ports = {{ }}
 http_ports = {{ }}

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chancery_api::Kind;
 use chancery_api::archive::{ArchivedMessage, QueryArchiveRequest, QueryArchiveResponse};
+use chancery_xmpp::jid::bare;
 use chancery_xmpp::{Condition, StanzaError};
 use futures_util::future::try_join_all;
 
@@ -181,8 +182,4 @@ async fn verdicts<'a>(
 /// Policy looks at people, not at their resources.
 fn pair(message: &ArchivedMessage) -> (&str, &str) {
     (bare(&message.from), bare(&message.to))
-}
-
-fn bare(jid: &str) -> &str {
-    jid.split_once('/').map_or(jid, |(bare, _)| bare)
 }
