@@ -8,7 +8,9 @@ use chancery_api::presence::PublishItem;
 use super::{DIRECTED_LIMIT, Registry, SHOWN_LIMIT};
 use crate::effects::{Copy, Effects, gone, hides, shows};
 use crate::names::Set;
-use crate::store::{PresenceStore, Session, SessionKey, bare};
+use chancery_xmpp::jid::bare;
+
+use crate::store::{PresenceStore, Session, SessionKey};
 
 impl<S: PresenceStore> Registry<S> {
     /// It is shown to somebody. True when it was not before; false too where a limit keeps them out.
