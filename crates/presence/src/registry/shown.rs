@@ -4,12 +4,11 @@
 use std::collections::HashSet;
 
 use chancery_api::presence::PublishItem;
+use chancery_xmpp::jid::bare;
 
 use super::{DIRECTED_LIMIT, Registry, SHOWN_LIMIT};
 use crate::effects::{Copy, Effects, gone, hides, shows};
 use crate::names::Set;
-use chancery_xmpp::jid::bare;
-
 use crate::store::{PresenceStore, Session, SessionKey};
 
 impl<S: PresenceStore> Registry<S> {
