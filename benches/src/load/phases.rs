@@ -68,7 +68,8 @@ impl Phase {
     fn limit(self, plan: &Plan) -> Duration {
         let (seconds, periods) = match self {
             Self::Login => (120, 0),
-            Self::Idle | Self::Archive => (300, 1),
+            Self::Archive => (300, 1),
+            Self::Idle => (600, 0),
             Self::Presence => (180, 1),
             Self::Storm => (600, 0),
             Self::Chat => (300, 3),

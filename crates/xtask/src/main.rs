@@ -3,6 +3,7 @@
 mod clients;
 mod codegen;
 mod floors;
+mod fuzz;
 mod run;
 mod tidy;
 
@@ -39,6 +40,8 @@ enum Task {
     /// Many messages between many users while processes are killed and connections break; then the
     /// checker.
     Soak(run::Soak),
+    /// Fuzzes guided by coverage: each target in turn, until one fails.
+    Fuzz(fuzz::Fuzz),
     /// Measures: `load` runs the load generator, `micro` the criterion benches.
     Bench {
         /// Which bench.
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
         Task::Tidy => tidy::run(&root),
         Task::Test { part, times } => run::test(&root, part, times),
         Task::Soak(soak) => run::soak(&root, &soak),
+        Task::Fuzz(what) => fuzz::fuzz(&root, &what),
         Task::Bench { bench, rest } => run::bench(&root, bench, &rest),
     }
 }

@@ -197,7 +197,7 @@ fn step(tally: &mut Tally, name: &str, work: impl FnOnce() -> Result<()>) -> Res
     Ok(())
 }
 
-fn cargo(root: &Path) -> Command {
+pub(crate) fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
     command
