@@ -128,6 +128,8 @@ pub(crate) struct Pending {
     pub(crate) items: BTreeSet<Arc<str>>,
     /// There was more.
     pub(crate) whole: bool,
+    /// Could not be done at once.
+    pub(crate) late: bool,
 }
 
 impl Pending {
@@ -154,6 +156,7 @@ impl Pending {
     /// Puts back what was taken, before what has come since.
     pub(crate) fn put_back(&mut self, taken: Self) {
         let since = std::mem::replace(self, taken);
+        self.late = true;
         self.whole |= since.whole;
         since.shifts.into_iter().for_each(|shift| self.add(shift));
         since.items.into_iter().for_each(|jid| self.add_item(jid));
@@ -379,7 +382,7 @@ pub(crate) fn tell(gateway: &Gateway, moved: Vec<Moved>) {
     let mut told: u64 = 0;
     for Moved { accounts, shifts } in moved {
         for account in &accounts {
-            let after = Duration::from_millis(told * 1_000 / TOLD_PER_SECOND);
+            let after = pace(told);
             let event = |shift| Event::Colleagues(Arc::clone(shift), after);
             let events: Vec<Event> = shifts.iter().map(event).collect();
             if gateway.sessions.push_account(account, &events) {
@@ -387,6 +390,11 @@ pub(crate) fn tell(gateway: &Gateway, moved: Vec<Moved>) {
             }
         }
     }
+}
+
+/// How long a session waits behind so many others.
+fn pace(told: u64) -> Duration {
+    Duration::from_millis(told * 1_000 / TOLD_PER_SECOND)
 }
 
 #[cfg(test)]

@@ -161,8 +161,9 @@ pub(crate) async fn publish(
         (own, Why::Roster) => roster_changed(&gateway, &identity, own).await,
         (own, Why::Resync) => again(&gateway, &identity, own, Act::Resync).await,
         (own, Why::Colleagues) => {
-            let moved = amend::moved(&gateway, &identity, own).await;
-            moved.map(|pushes| more = pushes)
+            let (pushes, done) = amend::moved(&gateway, &identity, own).await;
+            more = pushes;
+            done
         }
         (_, Why::Probe) => audience::probe(&gateway, &identity, None).await,
     };
@@ -262,7 +263,11 @@ async fn again(
 ) -> Result<(), Away> {
     let own = own.filter(|own| own.available);
     let directed = identity.followed.lock().directed();
+    // A service that lost its state is told who has seen the session: who is to see it besides, sees it
+    // for another reason, and not in silence.
+    let seen = identity.followed.lock().shown.clone();
     let heard_by = match own {
+        Some(_) if act == Act::Resync && seen.is_some() => seen,
         Some(_) => Some(audience(gateway, identity, None).await?),
         None => None,
     };

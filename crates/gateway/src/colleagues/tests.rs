@@ -180,6 +180,19 @@ fn a_large_group_is_held_once() {
 }
 
 #[test]
+fn sessions_act_on_a_change_at_a_pace() {
+    let in_second = |second| {
+        let second = Duration::from_secs(second)..Duration::from_secs(second + 1);
+        (0..5_000)
+            .filter(|told| second.contains(&pace(*told)))
+            .count()
+    };
+    assert_eq!((0..5).map(in_second).sum::<usize>(), 5_000);
+    assert!((0..5).all(|second| in_second(second) <= 1_000));
+    assert_eq!(pace(0), Duration::ZERO);
+}
+
+#[test]
 fn what_waits_for_a_session_is_bounded_and_put_back_in_order() {
     let shift = |name: &str| Arc::new(Shift::Blocked(Arc::from([Arc::from(name)])));
     let mut pending = Pending::default();

@@ -9,52 +9,49 @@ use bytes::Bytes;
 use chancery_api::presence::{Act, PublishItem};
 
 use super::{Away, Own, again, allowed, audience, said, send};
-use crate::colleagues::{Pending, Shift, told};
+use crate::colleagues::{Pending, told};
 use crate::service::Gateway;
 use crate::session::identity::Identity;
 
-/// Does it, and gives the pushes. What could not be done is kept.
+/// Does it, and gives the pushes. Presence and pushes do not wait for each other; what could not be done
+/// is kept.
 pub(super) async fn moved(
     gateway: &Gateway,
     identity: &Identity,
     own: Option<&Own>,
-) -> Result<Vec<Bytes>, Away> {
-    let taken = std::mem::take(&mut identity.followed.lock().moved);
+) -> (Vec<Bytes>, Result<(), Away>) {
+    let mut taken = std::mem::take(&mut identity.followed.lock().moved);
     if taken.is_empty() {
-        return Ok(Vec::new());
+        return (Vec::new(), Ok(()));
     }
-    let done = act(gateway, identity, own, &taken).await;
+    if taken.whole {
+        told::lost(gateway, identity);
+    }
+    let pushes = told::pushes(gateway, identity, &taken).await;
+    let own = own.filter(|own| own.available);
+    let shown = match own {
+        Some(_) if taken.whole => again(gateway, identity, own, Act::Refresh).await,
+        Some(own) => amend(gateway, identity, own, &taken).await,
+        None => Ok(()),
+    };
+    if pushes.is_ok() {
+        taken.items.clear();
+    }
+    let done = shown.and(pushes.as_ref().map(drop).map_err(|away| *away));
     if done.is_err() {
         identity.followed.lock().moved.put_back(taken);
     }
-    done
-}
-
-async fn act(
-    gateway: &Gateway,
-    identity: &Identity,
-    own: Option<&Own>,
-    moved: &Pending,
-) -> Result<Vec<Bytes>, Away> {
-    let own = own.filter(|own| own.available);
-    if moved.whole {
-        if own.is_some() {
-            again(gateway, identity, own, Act::Refresh).await?;
-        }
-        told::lost(gateway, identity);
-    } else if let Some(own) = own {
-        amend(gateway, identity, own, &moved.shifts).await?;
-    }
-    told::pushes(gateway, identity, moved).await
+    (pushes.unwrap_or_default(), done)
 }
 
 async fn amend(
     gateway: &Gateway,
     identity: &Identity,
     own: &Own,
-    shifts: &[Arc<Shift>],
+    moved: &Pending,
 ) -> Result<(), Away> {
-    let jids: BTreeSet<&str> = shifts
+    let jids: BTreeSet<&str> = moved
+        .shifts
         .iter()
         .flat_map(|shift| shift.jids())
         .map(AsRef::as_ref)
@@ -79,6 +76,13 @@ async fn amend(
         ..said(gateway, identity, Act::Amend)
     };
     send(gateway, item, None).await?;
-    identity.followed.lock().shown = Some(audience);
+    let mut followed = identity.followed.lock();
+    if moved.late {
+        // Those who have shown themselves meanwhile did so when this session was not known yet.
+        let known = |jid: &&&str| audience.circle.has(jid);
+        let joined = jids.iter().filter(known).map(|jid| Arc::from(*jid));
+        followed.probe.extend(joined);
+    }
+    followed.shown = Some(audience);
     Ok(())
 }
