@@ -15,6 +15,8 @@ const PEOPLE: usize = 5_000;
 const NAMED: usize = 2_000;
 /// More than are pushed one by one.
 const MANY: usize = 17;
+/// Of them, those who are there.
+const THERE: usize = 40;
 
 #[test]
 fn a_group_of_thousands_without_a_storm_of_pushes_in_one() {
@@ -26,7 +28,7 @@ fn a_group_of_thousands_without_a_storm_of_pushes_in_many() {
     play(Shape::Many, &["alice", "bob", "carol"], tell);
 }
 
-/// Accounts that nobody logs in to, all with the same keys.
+/// Accounts with the keys of RFC 7677's example.
 fn import(server: &Server, names: &[String]) -> Result<()> {
     let keys = "{SCRAM-SHA-256}4096,W22ZaJ0SNY7soEsUEjb6gQ==,\
                 WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=,\
@@ -98,16 +100,32 @@ async fn hears(client: &mut Client, people: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Logs them in, on either gateway, and makes them available.
+async fn come(server: &Server, names: &[String]) -> Result<Vec<Client>> {
+    let mut clients = Vec::new();
+    for (n, name) in names.iter().enumerate() {
+        let mut login = server.login(name, "r", n % 2)?;
+        login.password = "pencil".into();
+        let mut client = Client::login(&login).await?;
+        client.send("<presence/>").await?;
+        client.wait(|e| &*e.header.name == "presence").await?;
+        clients.push(client);
+    }
+    Ok(clients)
+}
+
 async fn tell(server: &mut Server) -> Result<()> {
     let mut names: Vec<String> = (0..PEOPLE - 2).map(|n| format!("u{n}")).collect();
     let late: Vec<String> = (0..MANY).map(|n| format!("late{n}")).collect();
     import(server, &names)?;
     import(server, &late)?;
+    let there: Vec<String> = names.iter().step_by(PEOPLE / THERE).cloned().collect();
     names.extend(["alice".to_owned(), "bob".to_owned()]);
     server.must(&["group", "create", "staff"], "")?;
     group(server, "add", &names)?;
     server.must(&["group", "show", "staff", "--label", "Staff"], "")?;
 
+    let mut clients = come(server, &there).await?;
     let mut alice = server.client("alice", "a", 0).await?;
     alice.enable().await?;
     let mut bob = server.client("bob", "b", 1).await?;
@@ -141,10 +159,20 @@ async fn tell(server: &mut Server) -> Result<()> {
     );
     // She hears those who are there, and they hear her.
     let mut carol = server.client("carol", "c", 1).await?;
+    carol.enable().await?;
     ensure!(items(&ask(&mut carol, None).await?) == PEOPLE);
     carol.send("<presence/>").await?;
-    hears(&mut carol, &["alice", "bob", "carol"]).await?;
+    let mut heard: Vec<&str> = there.iter().map(String::as_str).collect();
+    heard.extend(["alice", "bob", "carol"]);
+    hears(&mut carol, &heard).await?;
     hears(&mut alice, &["carol"]).await?;
+
+    // They too, who have not asked for the roster and are pushed nothing.
+    for client in &mut clients {
+        let came = client.until_marker().await?;
+        ensure!(came.iter().any(|e| text(e).contains("from='carol@")));
+        ensure!(!came.iter().any(|e| text(e).contains("jabber:iq:roster")));
+    }
 
     // Many come at once: nobody is pushed anything. What is pushed after them shows that.
     group(server, "add", &late)?;

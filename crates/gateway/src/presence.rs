@@ -27,6 +27,7 @@ use crate::pipeline::decide::{Question, Undecided, allows};
 use crate::pipeline::record::{Key, stamped};
 use crate::service::Gateway;
 use crate::session::identity::{Change, Identity};
+use crate::session::outgoing::Source;
 use crate::session::window::Handled;
 use crate::subscription;
 use crate::trace;
@@ -152,7 +153,7 @@ pub(crate) async fn publish(
     why: Why,
 ) -> Handled {
     let said = own.as_deref();
-    let mut more = Vec::new();
+    let mut page = Vec::new();
     let done = match (said, why) {
         (Some(own), Why::Changed) if !own.available => unavailable(&gateway, &identity, own).await,
         (Some(own), Why::Changed) => available(&gateway, &identity, own).await,
@@ -162,7 +163,7 @@ pub(crate) async fn publish(
         (own, Why::Resync) => again(&gateway, &identity, own, Act::Resync).await,
         (own, Why::Colleagues) => {
             let (pushes, done) = amend::moved(&gateway, &identity, own).await;
-            more = pushes;
+            page = pushes.into_iter().map(Source::Roster).collect();
             done
         }
         (_, Why::Probe) => audience::probe(&gateway, &identity, None).await,
@@ -174,8 +175,7 @@ pub(crate) async fn publish(
             Err(Away) => Some(why),
             Ok(()) => probes().then_some(Why::Probe),
         },
-        more,
-        ..Handled::default()
+        page,
     }
 }
 

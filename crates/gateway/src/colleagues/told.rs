@@ -208,6 +208,7 @@ pub(crate) async fn pushes(
     let Some(mut told) = identity.followed.lock().roster.as_deref().cloned() else {
         return Ok(Vec::new());
     };
+    let untold = Arc::clone(&told.untold);
     let mut news = told.news(&moved.shifts);
     let newest = news.iter().filter_map(|shift| shift.version());
     let newest = newest.fold(told.version, u64::max);
@@ -218,7 +219,7 @@ pub(crate) async fn pushes(
         .filter(|jid| **jid != *identity.account)
         .collect();
     if jids.len() > PUSHED_LIMIT {
-        told.untold = gateway.colleagues.share(told.with_joined(&news));
+        told.untold = told.with_joined(&news).into();
         jids.clear();
         news.clear();
     }
@@ -243,6 +244,8 @@ pub(crate) async fn pushes(
                 pushed.push(push(gateway, identity, &own.version, &told, &item));
             }
         }
+    }
+    if !Arc::ptr_eq(&untold, &told.untold) {
         told.untold = gateway.colleagues.share(told.untold.to_vec());
     }
     told.version = newest;

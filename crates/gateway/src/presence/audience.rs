@@ -17,8 +17,9 @@ use crate::colleagues::Circle;
 use crate::service::Gateway;
 use crate::session::identity::Identity;
 
-/// So many are asked for their presence at once; of further ones when what came is written.
-const PROBED: usize = 500;
+/// So many are asked for their presence at once, further ones when what came is written: even with several
+/// sessions each they do not fill an inbox.
+const PROBED: usize = 250;
 /// Before the next are asked.
 pub(crate) const PROBE_PAUSE: Duration = Duration::from_millis(250);
 

@@ -65,3 +65,31 @@ impl Owed {
             .map(|(why, _)| why)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_client_says_anew_supersedes_what_it_said_and_not_what_others_are() {
+        let mut owed = Owed::default();
+        let all = [
+            Why::Probe,
+            Why::Colleagues,
+            Why::Roster,
+            Why::Refresh,
+            Why::Resync,
+        ];
+        all.into_iter().for_each(|why| owed.add(why));
+        let order: Vec<Why> = owed.reasons().collect();
+        assert_eq!(
+            order,
+            [Why::Resync, Why::Refresh, Why::Colleagues, Why::Probe]
+        );
+        let left: Vec<Why> = owed.superseded().reasons().collect();
+        assert_eq!(left, [Why::Colleagues, Why::Probe]);
+        owed.add(Why::Changed);
+        let order: Vec<Why> = owed.reasons().collect();
+        assert_eq!(order, [Why::Changed, Why::Colleagues, Why::Probe]);
+    }
+}

@@ -32,6 +32,8 @@ pub(crate) enum Source {
     Archived(Arc<Archived>),
     /// The answer behind such messages.
     Answer(Arc<Answered>),
+    /// A push of the own roster, made here.
+    Roster(Bytes),
 }
 
 /// A message of an archive, for whoever asked.
@@ -81,7 +83,7 @@ impl Source {
     pub(crate) fn target(&self) -> Option<&Target> {
         match self {
             Self::Log(delivered, at) => delivered.up.targets.get(*at as usize),
-            Self::Presence(_) | Self::Archived(_) | Self::Answer(_) => None,
+            Self::Presence(_) | Self::Archived(_) | Self::Answer(_) | Self::Roster(_) => None,
         }
     }
 
@@ -102,6 +104,7 @@ impl Source {
             Self::Presence(presence) => presence.payload.len(),
             Self::Archived(archived) => archived.message.payload.len(),
             Self::Answer(answered) => answered.bytes.len(),
+            Self::Roster(push) => push.len(),
         }
     }
 
@@ -111,7 +114,7 @@ impl Source {
             Self::Log(delivered, _) => {
                 delivered.up.kind() == Kind::Iq && matches!(&*delivered.up.r#type, "get" | "set")
             }
-            Self::Presence(_) | Self::Archived(_) | Self::Answer(_) => false,
+            Self::Presence(_) | Self::Archived(_) | Self::Answer(_) | Self::Roster(_) => false,
         }
     }
 
@@ -120,7 +123,7 @@ impl Source {
         match self {
             Self::Log(delivered, _) => &delivered.up.traceparent,
             Self::Presence(presence) => &presence.traceparent,
-            Self::Archived(_) | Self::Answer(_) => "",
+            Self::Archived(_) | Self::Answer(_) | Self::Roster(_) => "",
         }
     }
 
@@ -130,7 +133,7 @@ impl Source {
             Self::Log(delivered, _) => delivered.up.kind(),
             Self::Presence(_) => Kind::Presence,
             Self::Archived(_) => Kind::Message,
-            Self::Answer(_) => Kind::Iq,
+            Self::Answer(_) | Self::Roster(_) => Kind::Iq,
         }
     }
 
@@ -161,6 +164,7 @@ impl Source {
             Self::Presence(presence) => Some(presence.form(reader)),
             Self::Archived(archived) => Some(archived.form(reader)),
             Self::Answer(answered) => Some(answered.bytes.clone()),
+            Self::Roster(push) => Some(push.clone()),
         }
     }
 
@@ -171,7 +175,7 @@ impl Source {
             Self::Log(delivered, _) => Some(delivered.up.policy_version).filter(|v| *v != 0),
             Self::Presence(presence) => (!presence.unavailable).then_some(presence.policy_version),
             Self::Archived(archived) => Some(archived.policy_version),
-            Self::Answer(_) => None,
+            Self::Answer(_) | Self::Roster(_) => None,
         }
     }
 
@@ -180,7 +184,7 @@ impl Source {
         match self {
             Self::Archived(archived) => archived.question(),
             // Never asked about: it has no version.
-            Self::Answer(_) => Question {
+            Self::Answer(_) | Self::Roster(_) => Question {
                 from: reader.domain.to_owned(),
                 to: vec![reader.bare.to_owned()],
                 kind: Kind::Iq,

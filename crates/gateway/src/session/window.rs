@@ -30,11 +30,9 @@ pub(crate) const WINDOW_STANZAS: usize = 64;
 pub(crate) struct Handled {
     /// Written at once.
     pub(crate) reply: Option<Bytes>,
-    /// Written behind it.
-    pub(crate) more: Vec<Bytes>,
     /// Presence that could not be published, and why it should have been: it is tried again.
     pub(crate) owed: Option<Why>,
-    /// Waits its turn behind what came up, and for room: a page of the archive, and its answer.
+    /// Waits its turn behind what came up, and for room: a page of the archive and its answer, or pushes.
     pub(crate) page: Vec<Source>,
 }
 
@@ -260,7 +258,6 @@ impl Window {
                         return;
                     };
                     effects.extend(handled.reply.map(Effect::Write));
-                    effects.extend(handled.more.into_iter().map(Effect::Write));
                     if !handled.page.is_empty() {
                         effects.push(Effect::Queue(handled.page));
                     }
@@ -351,7 +348,9 @@ impl Window {
                         break;
                     };
                     effects.extend(handled.reply.map(Effect::Write));
-                    effects.extend(handled.more.into_iter().map(Effect::Write));
+                    if !handled.page.is_empty() {
+                        effects.push(Effect::Queue(handled.page));
+                    }
                     effects.extend(handled.owed.map(Effect::Owed));
                     self.alone -= 1;
                     ran_alone = true;
