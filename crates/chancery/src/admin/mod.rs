@@ -22,6 +22,7 @@ use chancery_api::pubsub::{Pubsub, RemotePubsub};
 use chancery_api::roster::{RemoteRoster, Roster};
 use chancery_api::{ApiError, Calls, Code, Cx, channel};
 use chancery_runtime::{Ids, telemetry};
+use chancery_store::{DataLock, StoreError};
 
 use crate::cli::{Command, Place};
 use crate::config::{Overrides, Settings};
@@ -33,6 +34,9 @@ use crate::wiring::{Base, Opened};
 
 /// A change waits for its followers (§3); this is beyond every wait that a service states itself.
 const CHANGE_LIMIT: Duration = Duration::from_secs(30);
+/// A server that starts listens for commands by then: tried so often, with such pauses.
+const START_TRIES: u32 = 60;
+const START_PAUSE: Duration = Duration::from_millis(50);
 /// Longest line that is read as a password.
 const PASSWORD_BYTES: u64 = 4096;
 
@@ -77,6 +81,12 @@ impl Admin {
         // What the server last ran with says which domains and services live here.
         if let Some(process) = Process::load(&settings.data)? {
             if !process.is_whole() {
+                let has_directory = process.roles.iter().any(|role| role == "directory");
+                if has_directory
+                    && let Some(admin) = Self::starting(&settings.data, domain, &base).await?
+                {
+                    return Ok(admin);
+                }
                 return Err(Failure::new(format!(
                     "{} belongs to a process that runs only {}; start the one with the directory and use its data directory",
                     settings.data.display(),
@@ -95,7 +105,16 @@ impl Admin {
         // Only what goes wrong: the screen belongs to the command.
         telemetry::init(telemetry::Format::Text, "warn")?;
         process::make_data_directory(&settings.data)?;
-        let lock = chancery_store::DataLock::acquire(&settings.data)?;
+        let lock = match DataLock::acquire(&settings.data) {
+            Ok(lock) => lock,
+            Err(error) if !matches!(error, StoreError::Locked { .. }) => return Err(error.into()),
+            Err(error) => {
+                return match Self::starting(&settings.data, domain, &base).await? {
+                    Some(admin) => Ok(admin),
+                    None => Err(error.into()),
+                };
+            }
+        };
         let opened = Opened::for_admin(&settings, &base, lock).await?;
         Process::of(&settings).keep(&settings.data)?;
         let services = opened.services()?;
@@ -109,6 +128,21 @@ impl Admin {
             opened: Some(opened),
             base,
         })
+    }
+
+    /// The same of a server that has taken `data` and does not listen yet.
+    async fn starting(
+        data: &Path,
+        domain: Option<String>,
+        base: &Base,
+    ) -> Result<Option<Self>, Failure> {
+        for _ in 0..START_TRIES {
+            if let Some(admin) = Self::connect(data, domain.clone(), base).await? {
+                return Ok(Some(admin));
+            }
+            tokio::time::sleep(START_PAUSE).await;
+        }
+        Ok(None)
     }
 
     /// Over the socket of the server that has `data`; none when nobody listens.
