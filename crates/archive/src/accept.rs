@@ -65,7 +65,7 @@ impl<T> Shard<T> {
                     return;
                 }
                 Known::Late => {
-                    self.answer(token, seq, Outcome::Never, 0, "");
+                    self.answer(token, seq, Outcome::Late, 0, "");
                     self.effects.push(Effect::Release(units));
                     return;
                 }

@@ -34,6 +34,7 @@ pub(crate) fn conclude(span: &mut Span, end: &End) {
         End::Silent => "settled",
         End::Bounce(_) => "bounced",
         End::Stream(_) => "unknown",
+        End::Late => "late",
     };
     span.set("outcome", outcome);
 }

@@ -602,9 +602,10 @@ pub enum Outcome {
     Wait = 4,
     /// Not taken and will not be: no verdict, malformed.
     Refused = 5,
-    /// Not in the log, and never will be under this key and incarnation: the answer to a settle, and to whatever comes
-    /// after the count of its stream-management id was asked for.
+    /// Settle only: not in the log, and never will be under this key and incarnation.
     Never = 6,
+    /// Not taken: the count of its stream-management id was asked for, and is below. The session is over.
+    Late = 7,
 }
 impl Outcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -620,6 +621,7 @@ impl Outcome {
             Self::Wait => "OUTCOME_WAIT",
             Self::Refused => "OUTCOME_REFUSED",
             Self::Never => "OUTCOME_NEVER",
+            Self::Late => "OUTCOME_LATE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -632,6 +634,7 @@ impl Outcome {
             "OUTCOME_WAIT" => Some(Self::Wait),
             "OUTCOME_REFUSED" => Some(Self::Refused),
             "OUTCOME_NEVER" => Some(Self::Never),
+            "OUTCOME_LATE" => Some(Self::Late),
             _ => None,
         }
     }

@@ -532,5 +532,5 @@ fn the_highest_count_is_told() {
     assert_eq!(told, [(1, 7, true), (2, 0, false)]);
     // Still under way at another gateway: the client has been told that it is not here.
     let late = rig.append(keyed(8));
-    assert_eq!(rig.outcome(late), Some(Outcome::Never));
+    assert_eq!(rig.outcome(late), Some(Outcome::Late));
 }

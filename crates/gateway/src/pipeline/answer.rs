@@ -16,6 +16,9 @@ pub(crate) enum End {
     Bounce(StanzaError),
     /// Not known to be handled: the stream ends and the stanza is not counted.
     Stream(StreamError),
+    /// Neither handled nor to be: its client has been told on another stream that it was not, and says it
+    /// there. The session is over.
+    Late,
 }
 
 /// Our own outage.
@@ -73,6 +76,7 @@ pub(crate) fn allowed(outcome: Outcome) -> End {
         // RFC 6121 §8.5: the shard says so only where the table calls for an error.
         Outcome::Gone | Outcome::Full => End::Bounce(absent()),
         Outcome::Wait | Outcome::Never => End::Bounce(outage()),
+        Outcome::Late => End::Late,
         Outcome::Refused | Outcome::Unspecified => End::Bounce(
             StanzaError::new(Condition::InternalServerError).with_type(ErrorType::Cancel),
         ),

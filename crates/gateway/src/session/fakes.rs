@@ -42,6 +42,8 @@ pub(crate) struct Log {
     pub(crate) attached: Vec<AttachSession>,
     pub(crate) detached: Vec<u64>,
     pub(crate) away: Vec<(u64, bool)>,
+    /// The count of every session was asked for on another gateway.
+    pub(crate) closed: bool,
     /// Counts that clients were told and the log does not have.
     pub(crate) handled: Vec<u64>,
     pub(crate) acts: Vec<RecordActRequest>,
@@ -132,6 +134,10 @@ impl Log {
             ..AppendAnswer::default()
         };
         answer.set_outcome(Outcome::Committed);
+        if self.closed && !item.ephemeral {
+            answer.set_outcome(Outcome::Late);
+            return answer;
+        }
         if !item.ephemeral {
             self.number += 1;
             answer.number = self.number;

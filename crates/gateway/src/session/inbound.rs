@@ -287,6 +287,13 @@ impl Session {
             }
             return;
         }
+        if end == End::Late {
+            self.frozen = true;
+            self.ending = None;
+            let conflict = StreamError::new(StreamCondition::Conflict);
+            self.end(Some(conflict), std::time::Duration::ZERO);
+            return;
+        }
         if let (Some(logged), Some(management)) = (counted, &mut self.management) {
             management.count_handled(logged);
         }

@@ -200,6 +200,31 @@ async fn a_resumption_waits_for_outcomes_under_way() {
     alice.nothing().await;
 }
 
+/// Its client was told elsewhere that the stanza is not there: it is over for this session.
+#[tokio::test]
+async fn a_stanza_that_comes_after_the_count_was_asked_for_ends_the_session() {
+    let server = Server::start().await;
+    let mut alice = server.resumable("alice@a.test", "desk").await;
+    say(&mut alice, "bob@a.test", "one").await;
+    alice.nothing().await;
+    server.archive.state.lock().closed = true;
+    say(&mut alice, "bob@a.test", "two").await;
+    loop {
+        let got = alice.receive().await;
+        assert!(!got.contains("id='two'"), "not bounced: {got}");
+        if got.contains("stream:error") {
+            assert!(got.contains("conflict"), "{got}");
+            break;
+        }
+    }
+    let id = alice.sm_id.clone();
+    server
+        .until("gone", || server.gateway.sessions() == 0)
+        .await;
+    let (_, answer) = server.resume("alice@a.test", &id, 0).await;
+    assert!(answer.starts_with("<failed "), "{answer}");
+}
+
 #[tokio::test]
 async fn an_unknown_outcome_ends_the_stream_and_not_the_session() {
     let server = Server::start().await;

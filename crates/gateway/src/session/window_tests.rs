@@ -113,6 +113,7 @@ impl Bench {
                     end: End::Stream(error),
                     ..
                 } => Some(format!("end {}", error.condition.as_str())),
+                Effect::Settled { end: End::Late, .. } => Some("late".to_owned()),
                 Effect::Answer => Some("a".to_owned()),
                 Effect::Owed(_) => Some("owed".to_owned()),
                 Effect::Ruled { .. } | Effect::Recorded | Effect::Queue(_) => None,
