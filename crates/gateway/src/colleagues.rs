@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chancery_api::directory::GroupFact;
+use chancery_xmpp::jid::bare;
 use parking_lot::{Mutex, RwLock};
 
 use crate::service::Gateway;
@@ -263,7 +264,7 @@ impl Colleagues {
         let mut accounts: Vec<Arc<str>> = Vec::new();
         let mut domains: Vec<&str> = Vec::new();
         for jid in jids {
-            match jid.split_once('/').map_or(*jid, |(bare, _)| bare) {
+            match bare(jid) {
                 bare if !bare.contains('@') => domains.push(bare),
                 bare if circle.has(bare) => accounts.push(bare.into()),
                 _ => {}

@@ -107,13 +107,11 @@ impl Admin {
         process::make_data_directory(&settings.data)?;
         let lock = match DataLock::acquire(&settings.data) {
             Ok(lock) => lock,
-            Err(error) if !matches!(error, StoreError::Locked { .. }) => return Err(error.into()),
-            Err(error) => {
-                return match Self::starting(&settings.data, domain, &base).await? {
-                    Some(admin) => Ok(admin),
-                    None => Err(error.into()),
-                };
+            Err(error @ StoreError::Locked { .. }) => {
+                let starting = Self::starting(&settings.data, domain, &base).await?;
+                return starting.ok_or_else(|| error.into());
             }
+            Err(error) => return Err(error.into()),
         };
         let opened = Opened::for_admin(&settings, &base, lock).await?;
         Process::of(&settings).keep(&settings.data)?;

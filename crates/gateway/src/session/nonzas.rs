@@ -126,7 +126,7 @@ impl Session {
         let Some(management) = &mut self.management else {
             return;
         };
-        if management.is_beyond_log() || again {
+        if management.take_beyond_log() || again {
             let count = self.count - management.unhandled(self.count);
             let sm_id = Bytes::copy_from_slice(&self.handle.identity.log_id);
             self.tell(attach_down::Item::Handled(Handled { sm_id, count }));

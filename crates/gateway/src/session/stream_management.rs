@@ -79,7 +79,7 @@ impl StreamManagement {
     }
 
     /// True when the count that is told next is not in the log: the shard has to hear of it first.
-    pub(crate) fn is_beyond_log(&mut self) -> bool {
+    pub(crate) fn take_beyond_log(&mut self) -> bool {
         !std::mem::replace(&mut self.logged, true)
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
 use chancery_api::presence::PublishItem;
 use chancery_xmpp::jid::bare;
 
@@ -100,11 +101,7 @@ impl<S: PresenceStore> Registry<S> {
                     fresh.push(jid);
                 }
             }
-            let shows = Copy {
-                payload,
-                ..shows(item)
-            };
-            self.copy(effects, &shows, &self.receivers(fresh, None));
+            self.show_to(fresh, payload, item, effects);
         }
         self.store.put(session);
     }
@@ -138,13 +135,18 @@ impl<S: PresenceStore> Registry<S> {
                     fresh.push(jid.as_str());
                 }
             }
-            let shows = Copy {
-                payload,
-                ..shows(item)
-            };
-            self.copy(effects, &shows, &self.receivers(fresh, None));
+            self.show_to(fresh, payload, item, effects);
         }
         self.store.put(session);
+    }
+
+    /// What it has said, to those who see it now.
+    fn show_to(&self, fresh: Vec<&str>, payload: Bytes, item: &PublishItem, effects: &mut Effects) {
+        let shows = Copy {
+            payload,
+            ..shows(item)
+        };
+        self.copy(effects, &shows, &self.receivers(fresh, None));
     }
 
     /// It is not shown to these any more.
