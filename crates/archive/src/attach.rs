@@ -234,9 +234,10 @@ impl<T> Shard<T> {
                 self.lagging.insert(*key);
             }
         }
+        self.handovers.retain(|_, handover| handover.stream != id);
     }
 
-    fn attach(&mut self, id: StreamId, key: FollowerKey, attach: &AttachSession) {
+    pub(crate) fn attach(&mut self, id: StreamId, key: FollowerKey, attach: &AttachSession) {
         let parts = bare_len(&attach.full_jid).and_then(|bare| {
             let resource = attach.full_jid.get(bare + 1..).filter(|r| !r.is_empty())?;
             Some((attach.full_jid.get(..bare)?, resource))
@@ -261,12 +262,11 @@ impl<T> Shard<T> {
         if before.is_none() {
             self.end_session(key, None);
         }
-        // RFC 6120 §7.7.2.2: the newcomer wins, whichever gateway it is on.
-        if let Some(other) = self
-            .session_of(bare, resource)
-            .filter(|other| *other != key)
+        let first = self.session_of(bare, resource);
+        if let Some(first) = first.filter(|first| *first != key)
+            && self.hand_over(id, key, attach, first)
         {
-            self.end_session(other, Some(EndReason::Conflict));
+            return;
         }
         let head = self.head;
         let Some((jid, _)) = self.mailboxes.get_key_value(bare) else {
@@ -481,6 +481,7 @@ impl<T> Shard<T> {
 
     /// The account is gone: nothing up to `floor` is ever delivered again.
     pub(crate) fn dropped(&mut self, jid: &str, floor: u64) {
+        self.refuse_handovers(jid);
         let Some(mailbox) = self.mailboxes.get_mut(jid) else {
             return;
         };

@@ -472,6 +472,12 @@ impl<T> Shard<T> {
     /// Ends a session. What it did not acknowledge is decided again, as if it had been sent to
     /// the bare JID.
     pub(crate) fn end_session(&mut self, key: FollowerKey, reason: Option<EndReason>) {
+        self.handovers.remove(&key);
+        self.release(key, reason);
+        self.handed_over(key);
+    }
+
+    fn release(&mut self, key: FollowerKey, reason: Option<EndReason>) {
         let Some(follower) = self.followers.remove(&key) else {
             return;
         };

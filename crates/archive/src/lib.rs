@@ -16,6 +16,7 @@ mod entry;
 mod export;
 mod follower;
 mod group;
+mod handover;
 mod history;
 mod item;
 mod lag;

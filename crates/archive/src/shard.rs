@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::entry::Entry;
 use crate::follower::{Follower, FollowerKey, Gateway, Stream, StreamId};
+use crate::handover::Handover;
 use crate::item::{Envelope, Item};
 use crate::mailbox::{Mailbox, MailboxRow, MailboxSave};
 use crate::memory::Memory;
@@ -228,6 +229,8 @@ pub(crate) struct Shard<T> {
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) followers: hashbrown::HashMap<FollowerKey, Follower>,
     pub(crate) lagging: BTreeSet<FollowerKey>,
+    /// Who waits for another session of its full JID to end.
+    pub(crate) handovers: BTreeMap<FollowerKey, Handover>,
     /// A stream had no room since the last tick: its sessions are looked at again.
     pub(crate) pressed: bool,
     pub(crate) next_read: u64,
@@ -265,6 +268,7 @@ impl<T> Shard<T> {
             streams: BTreeMap::new(),
             followers: hashbrown::HashMap::new(),
             lagging: BTreeSet::new(),
+            handovers: BTreeMap::new(),
             pressed: false,
             next_read: 1,
             tail: Tail::default(),

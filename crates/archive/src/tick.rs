@@ -63,6 +63,7 @@ impl<T> Shard<T> {
             }
         }
         self.end_late_sessions(at);
+        self.end_handovers();
         self.announce_heads(true);
         if at.duration_since(self.ticks.saved) >= SAVE_INTERVAL {
             self.ticks.saved = at;

@@ -10,7 +10,7 @@ use chancery_testkit::server::{Server, Shape};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::notes::{Notebook, Read};
+use super::notes::{Bounced, Notebook, Read};
 use super::probe::{self, Orders, Seat};
 
 /// Pairs of users, by the gateways of the two.
@@ -38,6 +38,9 @@ pub(super) struct Load {
     pub(super) outages: Vec<(Instant, Instant)>,
     settle: Duration,
 }
+
+/// Complaints that a failure shows.
+const COMPLAINTS_SHOWN: usize = 20;
 
 /// What a run came to.
 #[derive(Debug, Default)]
@@ -311,10 +314,11 @@ impl Load {
         tokio::time::timeout(Duration::from_secs(30), all)
             .await
             .context("probes do not end")?;
-        self.no_wrong_errors()?;
-        if let Err(error) = self.once().and_then(|()| self.counts()) {
-            self.tell(&error.to_string());
-            return Err(error);
+        let mut complaints = self.wrong_errors();
+        complaints.extend(self.repeats());
+        complaints.extend(self.low_counts());
+        for complaint in &complaints {
+            self.tell(complaint);
         }
         let (file, key) = server.export(true)?;
         server.must(&["verify", &file.display().to_string(), "--key", &key], "")?;
@@ -322,9 +326,7 @@ impl Load {
         let mut journal = Journal::default();
         for book in &self.books {
             let mut notes = book.open();
-            if let Some(problem) = notes.problems.first() {
-                bail!("{problem}");
-            }
+            complaints.append(&mut notes.problems);
             figures.sessions += notes.sessions;
             figures.resumed += notes.resumed;
             figures.told_h += notes.told_h;
@@ -346,27 +348,35 @@ impl Load {
             Ok(count) => figures.records = count,
             Err(error) => {
                 self.tell(&error.to_string());
-                return Err(error);
+                complaints.push(error.to_string());
             }
         }
-        Ok(figures)
+        if complaints.is_empty() {
+            return Ok(figures);
+        }
+        let (count, first) = (complaints.len(), COMPLAINTS_SHOWN.min(complaints.len()));
+        bail!(
+            "{figures:?}: {count} complaints: {:#?}",
+            &complaints[..first]
+        );
     }
 
     /// Our own outage is told as such, and as nothing else.
-    fn no_wrong_errors(&self) -> Result<()> {
+    fn wrong_errors(&self) -> Vec<String> {
+        let wrong = |b: &&Bounced| b.condition != "resource-constraint" || b.kind != "wait";
+        let mut found = Vec::new();
         for book in &self.books {
-            for bounced in &book.open().bounced {
-                if bounced.condition != "resource-constraint" || bounced.kind != "wait" {
-                    bail!("a wrong error: {bounced:?}");
-                }
-            }
+            let notes = book.open();
+            let bounced = notes.bounced.iter().filter(wrong);
+            found.extend(bounced.map(|bounced| format!("a wrong error: {bounced:?}")));
         }
-        Ok(())
+        found
     }
 
     /// What comes again was not acknowledged, or not long before an outage (the shard writes down
     /// once a second what is closed); to one session nothing comes twice that is still out with it.
-    fn once(&self) -> Result<()> {
+    fn repeats(&self) -> Vec<String> {
+        let mut found = Vec::new();
         for book in &self.books {
             let notes = book.open();
             let mut first: HashMap<&str, &Read> = HashMap::new();
@@ -379,7 +389,7 @@ impl Load {
                 let acknowledged = before.acknowledged.filter(|at| *at < read.at);
                 let Some(acknowledged) = acknowledged else {
                     if before.session == read.session {
-                        bail!("twice in one session: {before:?} {read:?}");
+                        found.push(format!("twice in one session: {before:?} {read:?}"));
                     }
                     continue;
                 };
@@ -387,25 +397,31 @@ impl Load {
                     acknowledged + CLOSES_LAG > *from && acknowledged < *to + ATTACH_LAG
                 });
                 if !excused {
-                    bail!("acknowledged, and it comes again: {before:?} {read:?}");
+                    found.push(format!(
+                        "acknowledged, and it comes again: {before:?} {read:?}"
+                    ));
                 }
             }
         }
-        Ok(())
+        found
     }
 
     /// A count below what was acknowledged is told only where the process that knew better has died.
-    fn counts(&self) -> Result<()> {
+    fn low_counts(&self) -> Vec<String> {
+        let mut found = Vec::new();
         for (seat, book) in self.seats.iter().zip(&self.books) {
             for low in &book.open().low_counts {
                 let died =
                     |(from, to): &(Instant, Instant)| *from < *low && *low < *to + ATTACH_LAG;
                 if !self.outages.iter().any(died) {
-                    bail!("{}: <failed h=''/> below what was acknowledged", seat.user);
+                    found.push(format!(
+                        "{}: <failed h=''/> below what was acknowledged",
+                        seat.user
+                    ));
                 }
             }
         }
-        Ok(())
+        found
     }
 
     /// Prints what is known of the ids that a complaint names.

@@ -116,10 +116,74 @@ fn the_same_full_jid_again_fences_the_first() {
     };
     rig.down(2, attach_down::Item::Attach(attach));
     assert_eq!(rig.end_of(1, 1), Some(EndReason::Conflict));
+    assert_eq!(
+        rig.attached(2, 7),
+        0,
+        "what the first acknowledges may be on its way"
+    );
     rig.append(chat("a@x/1", "b@x"));
-    assert!(rig.given(1, 1).is_empty());
+    rig.acknowledge(1, 1, &[1]);
+    rig.detach(1, 1);
+    assert_eq!(rig.attached(2, 7), 1);
+    rig.append(chat("a@x/1", "b@x"));
+    assert_eq!(rig.numbers(1, 1), [2], "given before it was over");
     rig.priority(2, 7, true, 0);
-    assert_eq!(rig.numbers(2, 7), [1, 2]);
+    assert_eq!(rig.numbers(2, 7), [2, 3]);
+}
+
+#[test]
+fn whoever_makes_room_has_a_second_for_it() {
+    let mut rig = Rig::new();
+    for gateway in 1..=3 {
+        rig.hello(gateway, &format!("gw{gateway}"), 1);
+    }
+    rig.attach(1, 1, "b@x/1");
+    rig.attach(2, 2, "b@x/1");
+    rig.pass(Duration::from_millis(900));
+    rig.attach(3, 3, "b@x/1");
+    assert_eq!(rig.end_of(1, 1), Some(EndReason::Conflict));
+    assert_eq!(rig.end_of(2, 2), Some(EndReason::Conflict), "the last wins");
+    assert_eq!(rig.attached(3, 3), 0);
+    rig.pass(Duration::from_millis(100));
+    assert_eq!((rig.attached(2, 2), rig.attached(3, 3)), (0, 1));
+}
+
+#[test]
+fn nobody_waits_for_a_gateway_that_is_gone() {
+    let mut rig = Rig::new();
+    for gateway in 1..=3 {
+        rig.hello(gateway, &format!("gw{gateway}"), 1);
+    }
+    rig.attach(1, 1, "b@x/1");
+    rig.attach(2, 2, "b@x/1");
+    rig.shard.stream_lost(1);
+    rig.pass(Duration::from_millis(25));
+    assert_eq!(rig.attached(2, 2), 1);
+    rig.shard.stream_lost(2);
+    rig.attach(3, 3, "b@x/1");
+    assert_eq!(rig.attached(3, 3), 1);
+    rig.hello(4, "gw1", 2);
+    rig.attach(4, 1, "b@x/1");
+    rig.shard.stream_lost(4);
+    rig.detach(3, 3);
+    assert_eq!(rig.sessions("b@x"), 0, "its gateway has to ask again");
+}
+
+#[test]
+fn who_waits_may_give_up_and_ends_with_the_account() {
+    let mut rig = Rig::new();
+    rig.hello(1, "gw1", 1);
+    rig.attach(1, 1, "b@x/1");
+    rig.attach(1, 2, "b@x/1");
+    rig.detach(1, 2);
+    rig.detach(1, 1);
+    assert_eq!(rig.sessions("b@x"), 0);
+    rig.attach(1, 3, "b@x/1");
+    rig.attach(1, 4, "b@x/1");
+    rig.shard.dropped("b@x", 0);
+    rig.run();
+    assert_eq!(rig.end_of(1, 4), Some(EndReason::Deleted));
+    assert_eq!(rig.sessions("b@x"), 0);
 }
 
 #[test]

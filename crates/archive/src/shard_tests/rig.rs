@@ -386,6 +386,18 @@ impl Rig {
         })
     }
 
+    /// How often a session was confirmed.
+    pub(super) fn attached(&self, stream: u64, session: u64) -> usize {
+        let ups = self.ups.get(&stream).into_iter().flatten();
+        let of = |up: &&AttachUp| matches!(&up.item, Some(attach_up::Item::Attached(a)) if a.session == session);
+        ups.filter(of).count()
+    }
+
+    pub(super) fn sessions(&self, jid: &str) -> usize {
+        let mailbox = self.shard.mailboxes.get(jid);
+        mailbox.map_or(0, |mailbox| mailbox.sessions.len())
+    }
+
     pub(super) fn open(&self, jid: &str) -> Vec<u64> {
         let mailbox = self.shard.mailboxes.get(jid);
         mailbox.map_or_else(Vec::new, |mailbox| mailbox.open.keys().copied().collect())

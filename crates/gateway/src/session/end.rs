@@ -5,13 +5,14 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use chancery_api::Kind;
 use chancery_api::archive::{AppendItem, DetachSession, attach_down};
-use chancery_xml::{Limits, scan};
-use chancery_xmpp::{StanzaHeader, StreamCondition, exempt};
+use chancery_xml::{Frame, Limits, scan};
+use chancery_xmpp::{StanzaHeader, StreamCondition, exempt, ns};
 
 use super::Session;
 use super::identity::Identity;
@@ -26,12 +27,17 @@ use crate::transport::CLOSE_LIMIT;
 
 /// The shard confirms the end by then; without it, it ends what it no longer hears of by itself.
 const DETACH_LIMIT: Duration = Duration::from_secs(2);
+/// How long the runtime has to see what is in the socket of a session that ends.
+const READ_OUT_PAUSE: Duration = Duration::from_millis(1);
+/// Frames that are still read from it.
+const READ_OUT_FRAMES: usize = 256;
 /// Requests that are answered for a client that is gone; others wait for their own time-out.
 const UNANSWERED: usize = 256;
 
 impl Session {
     pub(super) async fn finish(mut self: Box<Self>) {
         let identity = Arc::clone(&self.handle.identity);
+        self.read_out().await;
         let ending = self.ending.take();
         let mut requests: Vec<Bytes> = Vec::new();
         self.say_handled(false);
@@ -78,7 +84,7 @@ impl Session {
             let detached = poll_fn(|cx| {
                 loop {
                     match std::task::ready!(handle.inbox.poll_next(cx)) {
-                        Event::Detached => return std::task::Poll::Ready(()),
+                        Event::Detached => return Poll::Ready(()),
                         Event::Deliver(delivered, at) => {
                             requests.extend(unwritten(&Source::Log(delivered, at)));
                         }
@@ -103,6 +109,27 @@ impl Session {
             }
         };
         futures_util::future::join(closing, leaving).await;
+    }
+}
+
+impl Session {
+    /// What the client acknowledged before it is told of the end: it waits in the socket, and unread
+    /// it would come again. Stanzas there are not taken any more, and not counted.
+    async fn read_out(&mut self) {
+        if self.management.is_none() || !self.connection.is_open() {
+            return;
+        }
+        // Before it fires a timer, the runtime looks at the sockets.
+        tokio::time::sleep(READ_OUT_PAUSE).await;
+        for _ in 0..READ_OUT_FRAMES {
+            let frame = poll_fn(|cx| Poll::Ready(self.connection.poll_frame(cx))).await;
+            let Poll::Ready(Ok(Some(Frame::Element(element)))) = frame else {
+                return;
+            };
+            if &*element.header.ns == ns::SM && &*element.header.name == "a" {
+                self.acknowledged(&element);
+            }
+        }
     }
 }
 

@@ -72,7 +72,7 @@ impl Session {
         self.grant(self.managed_credit() - CREDIT);
     }
 
-    fn acknowledged(&mut self, element: &Element) {
+    pub(super) fn acknowledged(&mut self, element: &Element) {
         let Some(h) = element.header.attr("h").and_then(|h| h.parse::<u32>().ok()) else {
             self.fail(StreamCondition::BadFormat);
             return;

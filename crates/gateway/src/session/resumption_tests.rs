@@ -121,6 +121,35 @@ async fn what_was_said_before_a_socket_broke_is_heard() {
         .await;
 }
 
+/// Whoever took its place would get what it had acknowledged again.
+#[tokio::test]
+async fn what_was_said_before_the_shard_ended_a_session_is_heard() {
+    let server = Server::with(Config {
+        stanzas_per_second: 1,
+        stanzas_burst: 2,
+        ..Config::default()
+    })
+    .await;
+    let mut alice = server.login("alice@a.test", "desk").await;
+    let mut bob = server.resumable("bob@a.test", "phone").await;
+    say(&mut alice, "bob@a.test", "one").await;
+    stanza(&mut bob).await;
+    // Over its rate it is not read for seconds.
+    bob.send(&format!("{}{ACK_FOR_1}", PING.repeat(8))).await;
+    bob.expect(&["id='p'"]).await;
+    let end = EndSession {
+        session: 2,
+        reason: EndReason::Conflict.into(),
+    };
+    server.archive.say(attach_up::Item::End(end));
+    server
+        .until("detached", || {
+            server.archive.state.lock().detached.contains(&2)
+        })
+        .await;
+    assert_eq!(server.archive.state.lock().acknowledged, [1]);
+}
+
 /// Requests are not in the log: that they were counted, the shard is told before the client.
 #[tokio::test]
 async fn the_shard_knows_what_the_client_was_told() {
