@@ -129,14 +129,15 @@ impl RosterService {
             .unwrap_or_else(|_| Err(ApiError::unavailable("the roster ends")))
     }
 
-    async fn change(&self, owner: String, change: Change) -> Result<String, ApiError> {
+    async fn change(&self, owner: String, change: Change) -> Result<(String, bool), ApiError> {
         self.whole(|inner| async move { inner.change(owner, change).await })
             .await
     }
 }
 
 impl Inner {
-    async fn change(&self, owner: String, change: Change) -> Result<String, ApiError> {
+    /// Gives the version, and whether anything has changed and was pushed.
+    async fn change(&self, owner: String, change: Change) -> Result<(String, bool), ApiError> {
         let _order = self.order(&owner).lock().await;
         let limit = self.config.items;
         match self
@@ -151,10 +152,10 @@ impl Inner {
                     version,
                     item,
                 });
-                Ok(version.to_string())
+                Ok((version.to_string(), true))
             }
             // RFC 6121 §2.1.6: a push tells of a change; there was none.
-            Changed::No { version } => Ok(version.to_string()),
+            Changed::No { version } => Ok((version.to_string(), false)),
             Changed::NotFound => Err(ApiError::not_found("no such item")),
             Changed::Full => Err(ApiError::resource("the roster is full")),
         }
@@ -306,8 +307,8 @@ impl Roster for RosterService {
                 groups,
                 colleague,
             };
-            let version = self.change(owner, change).await?;
-            return Ok(SetResponse { version });
+            let (version, changed) = self.change(owner, change).await?;
+            return Ok(SetResponse { version, changed });
         }
         // §2.5.2: both directions end.
         let handshake = Handshake {
@@ -326,6 +327,7 @@ impl Roster for RosterService {
             .whole(|inner| async move { inner.shake(handshake).await })
             .await?;
         Ok(SetResponse {
+            changed: version.is_some(),
             version: version.unwrap_or_default().to_string(),
         })
     }
@@ -344,9 +346,8 @@ impl Roster for RosterService {
             Subscription::Remove => Change::Remove { jid: item.jid },
             _ => Change::Put(item),
         };
-        Ok(PutResponse {
-            version: self.change(owner, change).await?,
-        })
+        let (version, _) = self.change(owner, change).await?;
+        Ok(PutResponse { version })
     }
 
     async fn subscriptions(

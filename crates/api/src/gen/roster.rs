@@ -53,6 +53,9 @@ pub struct SetRequest {
 pub struct SetResponse {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
+    /// Whether it changed something, and so was pushed.
+    #[prost(bool, tag = "2")]
+    pub changed: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutRequest {

@@ -98,7 +98,8 @@ async fn set(request: Request) -> Answer {
     let mut item = item;
     let (gateway, identity) = (&request.gateway, &request.identity);
     let colleague = told::is_colleague(gateway, identity, &item.jid, request.trace).await;
-    if colleague.map_err(|Undecided| answer::outage())? {
+    let colleague = colleague.map_err(|Undecided| answer::outage())?;
+    if colleague {
         if item.subscription() == Subscription::Remove {
             return Err(StanzaError::new(Condition::NotAllowed));
         }
@@ -106,10 +107,8 @@ async fn set(request: Request) -> Answer {
         item.groups
             .retain(|group| !circle.labels(&item.jid).any(|label| label == group));
         item.colleague = true;
-        // Also where nothing is kept of it: the client may have taken out what stays.
-        let push = Event::RosterItem(item.jid.as_str().into());
-        gateway.sessions.push(identity.number, push);
     }
+    let jid = item.jid.as_str().into();
     // §2.5.2: a removal ends both directions, and the other hears of it if policy allows.
     let verdict = match item.subscription() {
         Subscription::Remove => {
@@ -125,14 +124,15 @@ async fn set(request: Request) -> Answer {
         policy_version: verdict.map_or(0, |verdict| verdict.policy_version),
     };
     let (cx, _span) = request.cx("roster.set");
-    request
-        .gateway
-        .roster
-        .set(&cx, ask)
-        .await
-        .map_err(|error| answer::api_error(&error))?;
+    let set = gateway.roster.set(&cx, ask).await;
+    let set = set.map_err(|error| answer::api_error(&error))?;
+    if colleague && !set.changed {
+        // Nothing is kept of it, but the client may have taken out what stays.
+        let push = Event::RosterItem(jid);
+        gateway.sessions.push(identity.number, push);
+    }
     // What it answers is in the push.
-    request.identity.followed.lock().roster_changed();
+    identity.followed.lock().roster_changed();
     Ok(String::new())
 }
 
