@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::live::Live;
 use crate::meter;
-use crate::phases::{Plan, QUIET_LIMIT, SETTLE, Target, connect, per, quiet};
+use crate::phases::{LOOK, Plan, QUIET_LIMIT, SETTLE, Target, connect, per, quiet};
 use crate::probe::Equip;
 
 /// Contacts of each user, half of them to either side in a ring.
@@ -92,7 +92,8 @@ async fn shake_hands(target: &dyn Target, plan: &Plan) -> Result<()> {
     for live in &lives {
         live.send("<presence/>").await?;
     }
-    for type_ in ["subscribe", "subscribed"] {
+    let each = contacts_count(plan.users);
+    for (type_, heard) in [("subscribe", each), ("subscribed", 2 * each)] {
         let mut writes = JoinSet::new();
         for (live, (_, contacts)) in lives.iter().zip(rosters(plan)) {
             let mut stanzas = String::new();
@@ -105,6 +106,11 @@ async fn shake_hands(target: &dyn Target, plan: &Plan) -> Result<()> {
         }
         while let Some(written) = writes.join_next().await {
             written??;
+        }
+        // A consent before the request has come is none. Who has not heard by then is found out later.
+        let until = Instant::now() + QUIET_LIMIT;
+        while lives.iter().any(|live| live.heard() < heard) && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
         }
         quiet(target).await?;
     }
