@@ -16,6 +16,11 @@ pub trait Sequenced: prost::Message + Default + Clone + Send + 'static {
     fn seq(&self) -> u64;
     /// Sets the number.
     fn set_seq(&mut self, seq: u64);
+    /// An answer that says nothing but that all went as expected: whoever can wait for it need not be
+    /// woken.
+    fn is_plain(&self) -> bool {
+        false
+    }
 }
 
 macro_rules! batches {
@@ -29,10 +34,11 @@ macro_rules! batches {
 }
 
 macro_rules! sequenced {
-    ($($item:path),* $(,)?) => {
+    ($($item:path $(, plain $plain:path)?;)*) => {
         $(impl $crate::Sequenced for $item {
             fn seq(&self) -> u64 { self.seq }
             fn set_seq(&mut self, seq: u64) { self.seq = seq; }
+            $(fn is_plain(&self) -> bool { self.outcome() == $plain })?
         })*
     };
 }
@@ -59,10 +65,10 @@ batches! {
 }
 
 sequenced! {
-    archive::v1::AppendItem,
-    archive::v1::AppendAnswer,
-    policy::v1::DecideItem,
-    policy::v1::DecideAnswer,
-    presence::v1::PublishItem,
-    presence::v1::PublishAnswer,
+    archive::v1::AppendItem;
+    archive::v1::AppendAnswer, plain archive::v1::Outcome::Committed;
+    policy::v1::DecideItem;
+    policy::v1::DecideAnswer;
+    presence::v1::PublishItem;
+    presence::v1::PublishAnswer;
 }

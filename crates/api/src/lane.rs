@@ -7,10 +7,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::lane_remote::RemoteLane;
@@ -91,8 +92,21 @@ pub(crate) struct Waiting<Q, A> {
     pub(crate) item: Option<Q>,
     pub(crate) since: tokio::time::Instant,
     pub(crate) reply: oneshot::Sender<Result<A, LaneError>>,
+    /// Woken by an answer that is not plain, also where nobody polls for it.
+    pub(crate) alarm: Option<Waker>,
     /// Released with the entry: bounds what is in flight.
     pub(crate) _permit: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+impl<Q, A: Sequenced> Waiting<Q, A> {
+    /// Gives the answer. The asker may be gone; then nobody wants it.
+    pub(crate) fn answer(self, answer: Result<A, LaneError>) {
+        let plain = answer.as_ref().is_ok_and(A::is_plain);
+        let _ = self.reply.send(answer);
+        if let Some(alarm) = self.alarm.filter(|_| !plain) {
+            alarm.wake();
+        }
+    }
 }
 
 /// Items without answer, in submission order.
@@ -102,8 +116,7 @@ impl<Q: Send, A: Sequenced> Complete<A> for Pending<Q, A> {
     fn complete(&self, answer: A) {
         let waiting = self.0.lock().remove(&answer.seq());
         if let Some(waiting) = waiting {
-            // The asker may be gone; then nobody wants the answer.
-            let _ = waiting.reply.send(Ok(answer));
+            waiting.answer(Ok(answer));
         }
     }
 }
@@ -116,13 +129,24 @@ impl<Q: Send, A: Sequenced> Pending<Q, A> {
     pub(crate) fn fail_all(&self, error: LaneError) {
         let all = std::mem::take(&mut *self.0.lock());
         for waiting in all.into_values() {
-            let _ = waiting.reply.send(Err(error));
+            waiting.answer(Err(error));
         }
     }
 }
 
 /// The answer to one submitted item.
 pub struct Answer<A>(pub(crate) oneshot::Receiver<Result<A, LaneError>>);
+
+impl<A> Answer<A> {
+    /// The answer if it is there. Who asks so is woken only by the alarm of [`Lane::submit_quietly`].
+    pub fn try_take(&mut self) -> Option<Result<A, LaneError>> {
+        match self.0.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => Some(Err(LaneError::Lost)),
+        }
+    }
+}
 
 impl<A> Future for Answer<A> {
     type Output = Result<A, LaneError>;
@@ -179,7 +203,16 @@ impl<Q: Sequenced, A: Sequenced> Lane<Q, A> {
 
     /// Submits; when this returns `Ok` the item is on its way, behind everything submitted earlier.
     /// Waits only for room. The answer comes through the returned future.
-    pub async fn submit(&self, mut item: Q) -> Result<Answer<A>, LaneError> {
+    pub async fn submit(&self, item: Q) -> Result<Answer<A>, LaneError> {
+        self.submit_with(item, None).await
+    }
+
+    /// The same; `alarm` is woken by an answer that is not plain. For others who asks has to look.
+    pub async fn submit_quietly(&self, item: Q, alarm: Waker) -> Result<Answer<A>, LaneError> {
+        self.submit_with(item, Some(alarm)).await
+    }
+
+    async fn submit_with(&self, mut item: Q, alarm: Option<Waker>) -> Result<Answer<A>, LaneError> {
         match &self.0 {
             Inner::Local(lane) => {
                 let seq = lane.next.fetch_add(1, Ordering::Relaxed);
@@ -191,6 +224,7 @@ impl<Q: Sequenced, A: Sequenced> Lane<Q, A> {
                         item: None,
                         since: tokio::time::Instant::now(),
                         reply,
+                        alarm,
                         _permit: None,
                     },
                 );
@@ -204,7 +238,7 @@ impl<Q: Sequenced, A: Sequenced> Lane<Q, A> {
                 }
                 Ok(Answer(answer))
             }
-            Inner::Remote(lane) => lane.submit(item).await.map(Answer),
+            Inner::Remote(lane) => lane.submit(item, alarm).await.map(Answer),
         }
     }
 

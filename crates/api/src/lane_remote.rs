@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -102,6 +103,7 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
     pub(crate) async fn submit(
         &self,
         mut item: Q,
+        alarm: Option<Waker>,
     ) -> Result<oneshot::Receiver<Result<A, LaneError>>, LaneError> {
         if !self.is_up() {
             return Err(LaneError::NotSubmitted);
@@ -126,6 +128,7 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
                     item: self.keeps_items.then(|| item.clone()),
                     since: Instant::now(),
                     reply,
+                    alarm,
                     _permit: Some(permit),
                 },
             );
@@ -207,7 +210,7 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
             open.extend(pending.values().filter_map(|w| w.item.clone()));
         }
         for waiting in lost {
-            let _ = waiting.reply.send(Err(LaneError::Lost));
+            waiting.answer(Err(LaneError::Lost));
         }
         let asked = settle(opening.peer.clone(), open.clone());
         let Ok(Ok(outcomes)) = tokio::time::timeout(OPEN_LIMIT, asked).await else {
@@ -223,7 +226,7 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
                 answer.set_seq(item.seq());
                 let waiting = self.pending.0.lock().remove(&item.seq());
                 if let Some(waiting) = waiting {
-                    let _ = waiting.reply.send(Ok(answer));
+                    waiting.answer(Ok(answer));
                 }
             } else if self.pending.0.lock().contains_key(&item.seq()) {
                 queue.push_back(item);
@@ -266,7 +269,7 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
             for answer in batch.unpack() {
                 let waiting = self.pending.0.lock().remove(&answer.seq());
                 if let Some(waiting) = waiting {
-                    let _ = waiting.reply.send(Ok(answer));
+                    waiting.answer(Ok(answer));
                 }
             }
         }
@@ -298,7 +301,7 @@ impl<Q: Sequenced + Message + Default, A: Sequenced> RemoteLane<Q, A> {
                 .lock()
                 .retain(|item| !seqs.contains(&item.seq()));
             for (_, waiting) in late {
-                let _ = waiting.reply.send(Err(LaneError::Unknown));
+                waiting.answer(Err(LaneError::Unknown));
             }
         }
     }

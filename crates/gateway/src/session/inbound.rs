@@ -223,7 +223,9 @@ impl Session {
             tracer: &gateway.tracer,
             failpoints: &gateway.failpoints,
         };
-        let effects = self.window.poll(cx, shard, now);
+        // Without a stream, or towards the end of one, what is under way is waited for.
+        let watched = self.ending.is_some() || !self.connection.is_open() || self.answer_unasked;
+        let effects = self.window.poll(cx, shard, now, watched);
         let progress = !effects.is_empty();
         for effect in effects {
             self.on_effect(effect, now);

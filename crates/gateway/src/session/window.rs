@@ -5,14 +5,16 @@
 //! before it is over. Owns the order; refuses to read, to write and to count.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use chancery_api::archive::{AppendAnswer, AppendItem, Outcome};
-use chancery_api::{Lane, LaneError, Verdict};
+use chancery_api::{Answer, Lane, LaneError, Verdict};
 use chancery_runtime::trace::{Span, TraceContext};
 use chancery_runtime::{Failpoints, Tracer};
 use chancery_xml::Element;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
@@ -24,6 +26,11 @@ use crate::trace;
 
 /// Stanzas that one session may have under way; then reading pauses.
 pub(crate) const WINDOW_STANZAS: usize = 64;
+/// So many may be with the shard without a wake-up for each of its answers, while nothing waits for
+/// them: whatever moves the session next finds them.
+const UNWATCHED: usize = 8;
+/// Bytes of a stanza that may be kept so.
+const UNWATCHED_BYTES: usize = 4096;
 
 /// What a handler, or what runs alone, has done.
 #[derive(Debug, Default)]
@@ -38,7 +45,25 @@ pub(crate) struct Handled {
 
 /// A question to policy that is under way.
 pub(crate) type Ruling = BoxFuture<'static, Result<Verdict, Undecided>>;
-type Acknowledged = BoxFuture<'static, Result<AppendAnswer, LaneError>>;
+
+/// The shard's answer, under way.
+enum Acknowledged {
+    Plain(Answer<AppendAnswer>),
+    /// Through a failpoint.
+    Tested(BoxFuture<'static, Result<AppendAnswer, LaneError>>),
+}
+
+impl Acknowledged {
+    /// Without `cx` nobody is woken, but for what is not plain.
+    fn poll(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Result<AppendAnswer, LaneError>> {
+        match (self, cx) {
+            (Self::Plain(answer), None) => answer.try_take().map_or(Poll::Pending, Poll::Ready),
+            (Self::Plain(answer), Some(cx)) => answer.poll_unpin(cx),
+            (Self::Tested(answer), Some(cx)) => answer.poll_unpin(cx),
+            (Self::Tested(_), None) => Poll::Pending,
+        }
+    }
+}
 
 enum Step {
     Handling(BoxFuture<'static, Handled>),
@@ -71,6 +96,21 @@ struct Slot {
     step: Step,
     /// From the read to the end.
     span: Span,
+}
+
+impl Slot {
+    /// Whether nobody has to be told when the shard has it.
+    fn is_unwatched(&self) -> bool {
+        match &self.step {
+            Step::Appending(Acknowledged::Plain(_), route) => {
+                let bytes = self.element.as_ref().map_or(0, |e| e.bytes.len());
+                allows(&route.verdict) && bytes <= UNWATCHED_BYTES && !self.span.is_on()
+            }
+            Step::Over(end) => *end == End::Silent,
+            Step::Deciding(..) | Step::Submitting(..) => true,
+            _ => false,
+        }
+    }
 }
 
 /// What follows from progress in the window, in order.
@@ -201,12 +241,13 @@ impl Window {
         });
     }
 
-    /// Moves everything as far as it goes.
+    /// Moves everything as far as it goes. `watched`: somebody waits for the end of what is under way.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         shard: Shard<'_>,
         now: Instant,
+        watched: bool,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         if self.slots.is_empty() {
@@ -216,7 +257,7 @@ impl Window {
         self.poll_handlers(cx, &mut effects);
         loop {
             self.submit(cx, shard);
-            self.poll_answers(cx, &mut effects);
+            self.poll_answers(cx, watched, &mut effects);
             let over = self.take_over(cx, &mut effects);
             if !over {
                 break;
@@ -301,12 +342,14 @@ impl Window {
         }
     }
 
-    fn poll_answers(&mut self, cx: &mut Context<'_>, effects: &mut Vec<Effect>) {
+    fn poll_answers(&mut self, cx: &mut Context<'_>, watched: bool, effects: &mut Vec<Effect>) {
+        let watched =
+            watched || self.slots.len() > UNWATCHED || !self.slots.iter().all(Slot::is_unwatched);
         for slot in &mut self.slots {
             let Step::Appending(answer, route) = &mut slot.step else {
                 continue;
             };
-            let Poll::Ready(answered) = answer.as_mut().poll(cx) else {
+            let Poll::Ready(answered) = answer.poll(watched.then_some(&mut *cx)) else {
                 continue;
             };
             let end = match answered {
@@ -414,15 +457,19 @@ fn start(
     };
     let (lane, failpoints) = (shard.lane.clone(), shard.failpoints.clone());
     let work = async move {
-        let answer = lane.submit(*item).await?;
-        let acknowledged: Acknowledged = Box::pin(async move {
+        let alarm = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        let answer = lane.submit_quietly(*item, alarm).await?;
+        if !failpoints.is_armed() {
+            return Ok(Acknowledged::Plain(answer));
+        }
+        let tested = async move {
             let answer = answer.await?;
             match failpoints.hit("gateway::archive::acknowledged").await {
                 Ok(()) => Ok(answer),
                 Err(_) => Err(LaneError::Unknown),
             }
-        });
-        Ok(acknowledged)
+        };
+        Ok(Acknowledged::Tested(tested.boxed()))
     };
     Step::Submitting(Box::pin(work), route)
 }

@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chancery_api::{Answers, ApiError, Decision, Denial, LanePeer, LaneService};
 use chancery_xml::{Limits, scan};
 use futures_util::FutureExt;
-use futures_util::task::noop_waker;
+use futures_util::task::{ArcWake, waker};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -47,6 +48,16 @@ struct Bench {
     failpoints: Failpoints,
     window: Window,
     now: Instant,
+    wakes: Arc<Wakes>,
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl ArcWake for Wakes {
+    fn wake_by_ref(wakes: &Arc<Self>) {
+        wakes.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Bench {
@@ -64,32 +75,47 @@ impl Bench {
             failpoints: Failpoints::off(),
             window: Window::default(),
             now: Instant::now(),
+            wakes: Arc::default(),
         }
     }
 
     /// A message whose verdict comes through the sender.
     fn message(&mut self, count: u64) -> oneshot::Sender<Option<Verdict>> {
-        self.stanza(AppendItem {
+        self.message_of(count, 0)
+    }
+
+    /// The same with a body of so many bytes.
+    fn message_of(&mut self, count: u64, bytes: usize) -> oneshot::Sender<Option<Verdict>> {
+        let item = AppendItem {
             count,
             sm_id: Bytes::from_static(&[1; 16]),
             ..AppendItem::default()
-        })
+        };
+        self.stanza_of(item, bytes)
     }
 
     fn stanza(&mut self, item: AppendItem) -> oneshot::Sender<Option<Verdict>> {
+        self.stanza_of(item, 0)
+    }
+
+    fn stanza_of(&mut self, item: AppendItem, bytes: usize) -> oneshot::Sender<Option<Verdict>> {
         let (tx, rx) = oneshot::channel::<Option<Verdict>>();
         let ruling = rx.map(|got| got.unwrap().ok_or(Undecided)).boxed();
-        let element = scan(
-            &Bytes::from_static(b"<message to='b@a.test' id='1'/>"),
-            &Limits::after_auth(),
-        )
-        .unwrap();
+        let body = "x".repeat(bytes);
+        let message = format!("<message to='b@a.test' id='1'><body>{body}</body></message>");
+        let element = scan(&Bytes::from(message), &Limits::after_auth()).unwrap();
         self.window.route(true, element, item, ruling);
         tx
     }
 
+    /// Polls; gives how often something has woken since the last look.
+    fn woken(&mut self) -> usize {
+        self.poll();
+        self.wakes.0.swap(0, Ordering::Relaxed)
+    }
+
     fn poll(&mut self) -> Vec<String> {
-        let waker = noop_waker();
+        let waker = waker(Arc::clone(&self.wakes));
         let shard = Shard {
             lane: &self.lane,
             tracer: &self.tracer,
@@ -97,7 +123,7 @@ impl Bench {
         };
         let effects = self
             .window
-            .poll(&mut Context::from_waker(&waker), shard, self.now);
+            .poll(&mut Context::from_waker(&waker), shard, self.now, false);
         effects
             .into_iter()
             .filter_map(|effect| match effect {
@@ -184,6 +210,45 @@ async fn verdicts_in_any_order_submissions_and_outcomes_in_one() {
         bench.poll(),
         ["service-unavailable", "service-unavailable", "ok"]
     );
+    assert!(bench.window.is_empty());
+}
+
+#[tokio::test]
+async fn nobody_is_woken_by_what_nobody_waits_for() {
+    let mut bench = Bench::new();
+    let mut count = 0;
+    let mut taken = |bench: &mut Bench, bytes: usize| {
+        count += 1;
+        drop(bench.message_of(count, bytes).send(allow()));
+        bench.woken();
+        count
+    };
+    let one = taken(&mut bench, 0);
+    bench.answer(one, Outcome::Committed);
+    assert_eq!(bench.wakes.0.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.poll(), ["ok"], "whoever looks finds it");
+    // What has to be said is said at once.
+    for outcome in [Outcome::Full, Outcome::Wait, Outcome::Late] {
+        let one = taken(&mut bench, 0);
+        bench.answer(one, outcome);
+        assert_eq!(bench.woken(), 1, "{outcome:?}");
+    }
+    let large = taken(&mut bench, UNWATCHED_BYTES);
+    bench.answer(large, Outcome::Committed);
+    assert_eq!(bench.woken(), 1, "it is not kept for nothing");
+    // Somebody waits.
+    let one = taken(&mut bench, 0);
+    bench.window.request(bench.now + Duration::from_secs(1));
+    assert!(bench.poll().is_empty());
+    bench.answer(one, Outcome::Committed);
+    assert_eq!(bench.wakes.0.swap(0, Ordering::Relaxed), 1);
+    assert_eq!(bench.poll(), ["ok", "a"]);
+    // Many are under way.
+    let many: Vec<u64> = (0..=UNWATCHED).map(|_| taken(&mut bench, 0)).collect();
+    for one in many {
+        bench.answer(one, Outcome::Committed);
+    }
+    assert_eq!(bench.woken(), UNWATCHED + 1);
     assert!(bench.window.is_empty());
 }
 
