@@ -23,6 +23,11 @@ const PROBED: usize = 250;
 /// Before the next are asked.
 pub(crate) const PROBE_PAUSE: Duration = Duration::from_millis(250);
 
+/// Subscriptions are asked for again after so long: the push that told of a change may have been lost.
+const KEPT_FRESH: Duration = Duration::from_secs(60);
+/// They hold for so long while the roster service does not answer.
+const KEPT_LEASE: Duration = Duration::from_secs(300);
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Audience {
@@ -94,32 +99,38 @@ pub(super) async fn probe(
     sent
 }
 
+/// As kept, or as the roster service has them. Without it, what was kept holds for a while longer.
 async fn subscriptions(
     gateway: &Gateway,
     identity: &Identity,
     trace: Option<TraceContext>,
 ) -> Result<Arc<SubscriptionsResponse>, Away> {
-    let changes = {
+    let now = gateway.clock.monotonic();
+    let (kept, changes) = {
         let followed = identity.followed.lock();
-        if let Some(known) = &followed.subscriptions {
-            return Ok(Arc::clone(known));
-        }
-        followed.roster_changes
+        (followed.subscriptions.clone(), followed.roster_changes)
     };
+    let within = |limit| {
+        let kept = kept
+            .as_ref()
+            .filter(|(_, at)| now.duration_since(*at) < limit);
+        kept.map(|(kept, _)| Arc::clone(kept))
+    };
+    if let Some(kept) = within(KEPT_FRESH) {
+        return Ok(kept);
+    }
     let request = SubscriptionsRequest {
         owner: identity.account.to_string(),
     };
     let span = gateway.tracer.calls("roster.subscriptions", trace);
     let cx = Cx::local().traced(span.traceparent());
-    let answer = gateway
-        .roster
-        .subscriptions(&cx, request)
-        .await
-        .map_err(|_| Away)?;
+    let Ok(answer) = gateway.roster.subscriptions(&cx, request).await else {
+        return within(KEPT_LEASE).ok_or(Away);
+    };
     let answer = Arc::new(answer);
     let mut followed = identity.followed.lock();
     if followed.roster_changes == changes {
-        followed.subscriptions = Some(Arc::clone(&answer));
+        followed.subscriptions = Some((Arc::clone(&answer), now));
     }
     Ok(answer)
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -455,7 +456,12 @@ impl Presence for PresenceHandle {
 
 /// Everybody has bob on the roster. Holds the streams of its followers open.
 #[derive(Default)]
-pub(crate) struct FakeRoster(Mutex<Vec<Link<roster::WatchUp, roster::WatchDown>>>);
+pub(crate) struct FakeRoster {
+    watched: Mutex<Vec<Link<roster::WatchUp, roster::WatchDown>>>,
+    /// How often it was asked for subscriptions, and whether it answers.
+    pub(crate) asked: AtomicUsize,
+    pub(crate) away: AtomicBool,
+}
 
 #[async_trait]
 impl Roster for FakeRoster {
@@ -478,6 +484,10 @@ impl Roster for FakeRoster {
         no()
     }
     async fn subscriptions(&self, _: &Cx, _: SubscriptionsRequest) -> Reply<SubscriptionsResponse> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.away.load(Ordering::Relaxed) {
+            return no();
+        }
         let both = vec!["bob@a.test".to_owned(), "eve@a.test".to_owned()];
         Ok(SubscriptionsResponse {
             from: both.clone(),
@@ -514,7 +524,7 @@ impl Roster for FakeRoster {
             ..roster::WatchUp::default()
         };
         far.send(nothing).await.unwrap();
-        self.0.lock().push(far);
+        self.watched.lock().push(far);
         Ok(near)
     }
     async fn clear(&self, _: &Cx, _: ClearRequest) -> Reply<ClearResponse> {

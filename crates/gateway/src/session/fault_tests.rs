@@ -1,6 +1,8 @@
 //! Sessions while something changes or is away: policy, the log, accounts, the process itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -334,4 +336,49 @@ async fn a_place_that_was_not_confirmed_holds_on_the_next_stream() {
         .until("attached once more", || again(2).is_some())
         .await;
     assert_eq!(again(2), Some(vec![5, 5]));
+}
+
+/// The push that told of a change may have been lost.
+#[tokio::test]
+async fn who_hears_a_session_is_asked_again_after_a_while() {
+    let server = Server::start().await;
+    let mut alice = server.resumable("alice@a.test", "desk").await;
+    let id = super::nonzas::unhex(&alice.sm_id).unwrap();
+    let identity = Arc::clone(&server.gateway.sessions.by_sm_id(&id).unwrap().identity);
+    let aged = |seconds| {
+        let mut followed = identity.followed.lock();
+        followed.subscriptions.as_mut().unwrap().1 -= Duration::from_secs(seconds);
+    };
+    let asked = || server.roster.asked.load(Ordering::Relaxed);
+    let said = || {
+        server
+            .presence
+            .published
+            .lock()
+            .iter()
+            .filter(|item| item.act() == Act::Available)
+            .count()
+    };
+    for (n, age, away, asked_then) in [
+        (1, 0, false, 1),
+        (2, 30, false, 1),
+        (3, 31, false, 2),
+        (4, 299, true, 3),
+    ] {
+        if age > 0 {
+            aged(age);
+        }
+        server.roster.away.store(away, Ordering::Relaxed);
+        alice
+            .send(&format!("<presence><priority>{n}</priority></presence>"))
+            .await;
+        server.until("said", || said() == n).await;
+        assert_eq!(asked(), asked_then, "{n}");
+    }
+    aged(1);
+    alice.send("<presence/>").await;
+    server.until("asked", || asked() > 3).await;
+    assert_eq!(said(), 4, "what was kept holds no longer");
+    server.roster.away.store(false, Ordering::Relaxed);
+    server.until("said", || said() == 5).await;
 }

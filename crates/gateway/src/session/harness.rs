@@ -32,6 +32,7 @@ pub(super) struct Server {
     pub(super) policy: Arc<FakePolicy>,
     pub(super) presence: Arc<FakePresence>,
     pub(super) directory: Arc<FakeDirectory>,
+    pub(super) roster: Arc<FakeRoster>,
     pub(super) streams: Tasks,
     _services: Tasks,
 }
@@ -54,13 +55,14 @@ impl Server {
         let policy = Arc::new(FakePolicy::new());
         let presence = Arc::new(FakePresence::default());
         let directory = Arc::new(FakeDirectory::new());
+        let roster = Arc::new(FakeRoster::default());
         let (streams, services) = (Tasks::new(), Tasks::new());
         let gateway = Gateway::start(Parts {
             name: "gw1".into(),
             config: Arc::new(config),
             domains: Arc::new(ArcSwap::from_pointee(vec!["a.test".to_owned()])),
             directory: Arc::clone(&directory) as _,
-            roster: Arc::new(FakeRoster::default()),
+            roster: Arc::clone(&roster) as _,
             presence: Arc::new(PresenceHandle(Arc::clone(&presence))),
             pubsub: Arc::new(FakePubsub::default()),
             policy: Arc::new(PolicyHandle(Arc::clone(&policy))),
@@ -79,6 +81,7 @@ impl Server {
             policy,
             presence,
             directory,
+            roster,
             streams,
             _services: services,
         };

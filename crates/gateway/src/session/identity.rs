@@ -86,8 +86,8 @@ pub(crate) struct Followed {
     sent: u64,
     confirmed: u64,
     waiting: Option<(u64, oneshot::Sender<()>)>,
-    /// Who hears whom, until a push or a notice tells of a change.
-    pub(crate) subscriptions: Option<Arc<SubscriptionsResponse>>,
+    /// Who hears whom, and since when; until a push or a notice tells of a change.
+    pub(crate) subscriptions: Option<(Arc<SubscriptionsResponse>, Instant)>,
     /// Changes of the roster heard of: an answer that one has overtaken is not kept.
     pub(crate) roster_changes: u64,
     /// Has asked for the block list, and is told of its changes (XEP-0191 §3.3).
