@@ -244,6 +244,9 @@ impl<T> Shard<T> {
                 if let Some(jid) = act.mailbox() {
                     self.unpin(jid);
                 }
+                if act.kind == Kind::Heartbeat {
+                    self.ticks.beaten(number);
+                }
                 match &act.change {
                     Some(Change::Drop(jid)) => self.dropped(jid, number),
                     Some(Change::Prefer(jid, preferences)) => self.prefer(jid, preferences),

@@ -195,9 +195,11 @@ fn remember(recovered: &mut Recovered, ring: &KeyRing, stored: &Stored<'_>, numb
     let header = &stored.header;
     recovered.last_time_ms = header.time_ms.max(recovered.last_time_ms);
     match header.kind {
-        Kind::Heartbeat => recovered
-            .counts
-            .retain(|(domain, _), _| *domain != header.domain),
+        Kind::Heartbeat => {
+            recovered.beaten = number;
+            let others = |(domain, _): &(String, String), _: &mut _| *domain != header.domain;
+            recovered.counts.retain(others);
+        }
         Kind::Message | Kind::Presence | Kind::Iq => {
             let key = (header.domain.clone(), header.gateway.clone());
             let counts = recovered.counts.entry(key).or_default();

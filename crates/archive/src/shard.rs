@@ -53,6 +53,8 @@ pub(crate) struct Recovered {
     pub(crate) last_mailbox: i64,
     pub(crate) memory: Memory,
     pub(crate) counts: BTreeMap<(String, String), Counts>,
+    /// The last heartbeat; 0 where none was read.
+    pub(crate) beaten: u64,
     pub(crate) domains: Vec<String>,
 }
 
@@ -245,6 +247,7 @@ pub(crate) struct Shard<T> {
 
 impl<T> Shard<T> {
     pub(crate) fn new(settings: Settings, recovered: Recovered, now: Now) -> Self {
+        let ticks = crate::tick::Ticks::new(now, &recovered);
         Self {
             settings,
             now,
@@ -277,7 +280,7 @@ impl<T> Shard<T> {
             deferred: Vec::new(),
             counts: recovered.counts,
             domains: recovered.domains,
-            ticks: crate::tick::Ticks::new(now),
+            ticks,
             figures: crate::metrics::Figures::default(),
         }
     }

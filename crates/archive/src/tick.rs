@@ -9,7 +9,8 @@ use chancery_evidence::{DEPLOYMENT, Kind};
 use tokio::time::Instant;
 
 use crate::follower::FollowerKey;
-use crate::shard::{Act, Effect, Now, Shard};
+use crate::memory::KEYS_LIMIT;
+use crate::shard::{Act, Effect, Now, Recovered, Shard};
 
 /// Lag without progress, while the gateway is there, after which the session ends.
 pub(crate) const LAG_LIMIT: Duration = Duration::from_secs(60);
@@ -19,8 +20,13 @@ pub(crate) const STREAM_GRACE: Duration = Duration::from_secs(15);
 pub(crate) const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Open sets of one write; the others follow with the next.
 const SAVE_LIMIT: usize = 1_000;
-/// A sign of life.
+/// A sign of life, after so long...
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(60);
+/// ...or so many records: a start reads the last [`KEYS_LIMIT`], and has to find in them whatever
+/// the next one counts.
+pub(crate) const HEARTBEAT_RECORDS: u64 = KEYS_LIMIT as u64 / 4;
+/// One that was not written is tried again after this.
+const HEARTBEAT_PAUSE: Duration = Duration::from_secs(1);
 /// Expiry and forgetting.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// A mailbox that nobody needs stays in memory for so long.
@@ -34,18 +40,32 @@ pub(crate) struct Ticks {
     last: Now,
     saved: Instant,
     beat: Instant,
+    /// The last heartbeat in the log.
+    beaten: u64,
     swept: Instant,
 }
 
 impl Ticks {
-    pub(crate) fn new(now: Now) -> Self {
+    pub(crate) fn new(now: Now, recovered: &Recovered) -> Self {
         let at = now.monotonic;
         Self {
             last: now,
             saved: at,
             beat: at,
+            beaten: recovered.beaten,
             swept: at,
         }
+    }
+
+    /// A heartbeat is in the log.
+    pub(crate) fn beaten(&mut self, number: u64) {
+        self.beaten = number;
+    }
+
+    fn is_heartbeat_due(&self, at: Instant, head: u64) -> bool {
+        let waited = at.duration_since(self.beat);
+        let many = head.saturating_sub(self.beaten) >= HEARTBEAT_RECORDS;
+        waited >= HEARTBEAT || (many && waited >= HEARTBEAT_PAUSE)
     }
 }
 
@@ -69,7 +89,7 @@ impl<T> Shard<T> {
             self.ticks.saved = at;
             self.save_open_sets();
         }
-        if at.duration_since(self.ticks.beat) >= HEARTBEAT {
+        if self.ticks.is_heartbeat_due(at, self.head) {
             self.ticks.beat = at;
             self.heartbeat();
         }

@@ -8,6 +8,7 @@ use chancery_api::{Decision, Kind};
 
 use super::rig::*;
 use crate::shard::Settings;
+use crate::tick::HEARTBEAT_RECORDS;
 
 #[test]
 fn a_message_reaches_nobody_before_it_is_committed() {
@@ -316,6 +317,35 @@ fn a_heartbeat_that_is_not_written_loses_no_count() {
     let detail: serde_json::Value =
         serde_json::from_str(&rig.acts.values().last().unwrap().detail).unwrap();
     assert_eq!(detail["gateways"]["gw1"]["allow"], 1);
+}
+
+#[test]
+fn so_many_records_bring_a_heartbeat_too_over_starts_as_well() {
+    let mut rig = Rig::new();
+    rig.append(chat("a@x/1", "b@x"));
+    rig.shard.head = HEARTBEAT_RECORDS - 2;
+    rig.append(chat("a@x/1", "b@x"));
+    rig.pass(Duration::from_secs(2));
+    assert!(rig.acts.is_empty());
+    rig.restart();
+    rig.pass(Duration::from_secs(2));
+    assert!(rig.acts.is_empty());
+    rig.append(chat("a@x/1", "b@x"));
+    rig.pass(Duration::from_millis(25));
+    let beats = |rig: &Rig| rig.acts.keys().copied().collect::<Vec<_>>();
+    assert_eq!(beats(&rig), [HEARTBEAT_RECORDS + 1]);
+    rig.restart();
+    rig.append(chat("a@x/1", "b@x"));
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(beats(&rig).len(), 1, "the last one counts");
+    rig.full = true;
+    rig.shard.head = 3 * HEARTBEAT_RECORDS;
+    rig.pass(Duration::from_millis(25));
+    rig.full = false;
+    rig.pass(Duration::from_millis(25));
+    assert_eq!(beats(&rig).len(), 1, "not at once again");
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(beats(&rig).len(), 2);
 }
 
 #[test]

@@ -103,6 +103,7 @@ impl Rig {
                 .copied()
                 .unwrap_or(0),
             last_mailbox: self.rows.values().map(|row| row.id).max().unwrap_or(0),
+            beaten: self.acts.keys().max().copied().unwrap_or(0),
             ..Recovered::default()
         };
         self.shard = Shard::new(settings(), recovered, start());
