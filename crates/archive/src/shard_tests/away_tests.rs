@@ -107,3 +107,22 @@ fn what_it_had_not_read_back_when_it_ended_goes_to_the_others() {
     rig.detach(2, 1);
     assert_eq!(rig.numbers(2, 2), [1, 2, 3]);
 }
+
+/// While the log was away the session became available: it says so behind its attachment.
+#[test]
+fn who_becomes_available_after_a_start_gets_what_waited_below_its_place() {
+    let mut rig = Rig::new();
+    rig.append(chat("a@x/1", "b@x"));
+    rig.append(chat("a@x/1", "b@x"));
+    rig.hello(1, "gw1", 1);
+    let again = AttachSession {
+        again: true,
+        position: 2,
+        available: false,
+        ..attaching(1, "b@x/1")
+    };
+    rig.down(1, attach_down::Item::Attach(again));
+    assert!(rig.given(1, 1).is_empty());
+    rig.priority(1, 1, true, 0);
+    assert_eq!(rig.numbers(1, 1), [1, 2]);
+}

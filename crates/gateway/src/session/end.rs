@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,14 +30,18 @@ const DETACH_LIMIT: Duration = Duration::from_secs(2);
 /// How long the runtime has to see what is in the socket of a session that ends.
 const READ_OUT_PAUSE: Duration = Duration::from_millis(1);
 /// Frames that are still read from it.
-const READ_OUT_FRAMES: usize = 256;
+pub(super) const READ_OUT_FRAMES: usize = 256;
 /// Requests that are answered for a client that is gone; others wait for their own time-out.
 const UNANSWERED: usize = 256;
 
 impl Session {
     pub(super) async fn finish(mut self: Box<Self>) {
         let identity = Arc::clone(&self.handle.identity);
-        self.read_out().await;
+        if self.reads_out() {
+            // Before it fires a timer, the runtime looks at the sockets.
+            tokio::time::sleep(READ_OUT_PAUSE).await;
+            poll_fn(|cx| Poll::Ready(self.read_out(cx))).await;
+        }
         let ending = self.ending.take();
         let mut requests: Vec<Bytes> = Vec::new();
         self.say_handled(false);
@@ -114,22 +118,36 @@ impl Session {
 
 impl Session {
     /// What the client acknowledged before it is told of the end: it waits in the socket, and unread
-    /// it would come again. Stanzas there are not taken any more, and not counted.
-    async fn read_out(&mut self) {
-        if self.management.is_none() || !self.connection.is_open() {
-            return;
-        }
-        // Before it fires a timer, the runtime looks at the sockets.
-        tokio::time::sleep(READ_OUT_PAUSE).await;
-        for _ in 0..READ_OUT_FRAMES {
-            let frame = poll_fn(|cx| Poll::Ready(self.connection.poll_frame(cx))).await;
-            let Poll::Ready(Ok(Some(Frame::Element(element)))) = frame else {
-                return;
+    /// it would come again. Stanzas there are not taken any more, and not counted. Read at once: whoever
+    /// takes the session's place does not wait for what is under way here.
+    pub(super) fn read_out(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while self.reads_out()
+            && let Poll::Ready(frame) = self.connection.poll_frame(cx)
+        {
+            progress = true;
+            let element = match frame {
+                Ok(Some(Frame::Element(element))) => Some(element),
+                _ => None,
             };
-            if &*element.header.ns == ns::SM && &*element.header.name == "a" {
+            if let Some(ending) = &mut self.ending {
+                let left = ending.frames.saturating_sub(1);
+                ending.frames = if element.is_some() { left } else { 0 };
+            }
+            if let Some(element) = element
+                && &*element.header.ns == ns::SM
+                && &*element.header.name == "a"
+            {
                 self.acknowledged(&element);
             }
         }
+        progress
+    }
+
+    fn reads_out(&self) -> bool {
+        self.management.is_some()
+            && self.connection.is_open()
+            && self.ending.as_ref().is_some_and(|ending| ending.frames > 0)
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) struct Log {
     pub(crate) acknowledged: Vec<u64>,
     pub(crate) denied: Vec<u64>,
     pub(crate) attached: Vec<AttachSession>,
+    pub(crate) updated: Vec<UpdateSession>,
     pub(crate) detached: Vec<u64>,
     pub(crate) away: Vec<(u64, bool)>,
     /// The count of every session was asked for on another gateway.
@@ -52,6 +53,8 @@ pub(crate) struct Log {
     pub(crate) held: Option<Vec<(AppendAnswer, Answers<AppendAnswer>)>>,
     /// Confirms no attachment.
     pub(crate) mute: bool,
+    /// Takes no stream.
+    shut: bool,
     pub(crate) queries: Vec<QueryArchiveRequest>,
     pub(crate) pages: std::collections::VecDeque<QueryArchiveResponse>,
     sessions: Vec<(u64, String)>,
@@ -80,6 +83,7 @@ impl FakeArchive {
                 log.up(attach_up::Item::Updated(Updated {
                     session: update.session,
                 }));
+                log.updated.push(update);
             }
             Item::Detach(detach) => {
                 log.sessions.retain(|(number, _)| *number != detach.session);
@@ -107,6 +111,13 @@ impl FakeArchive {
     /// Loses the stream.
     pub(crate) fn lose(&self) {
         self.state.lock().up = None;
+    }
+
+    /// Loses the stream and takes no other, until it is told to.
+    pub(crate) fn shut(&self, shut: bool) {
+        let mut log = self.state.lock();
+        log.shut = shut;
+        log.up = None;
     }
 
     /// Says something on the stream.
@@ -259,7 +270,13 @@ impl Archive for ArchiveHandle {
     async fn attach(&self, _: &Cx) -> Reply<Link<archive::AttachDown, archive::AttachUp>> {
         let (near, far): (Link<archive::AttachDown, _>, _) = Link::pair();
         let (up, mut down) = far.split();
-        self.0.state.lock().up = Some(up);
+        {
+            let mut log = self.0.state.lock();
+            if log.shut {
+                return no();
+            }
+            log.up = Some(up);
+        }
         let log = Arc::clone(&self.0);
         self.0.tasks.spawn("fake log", async move {
             while let Some(item) = down.recv().await {

@@ -338,6 +338,41 @@ async fn a_place_that_was_not_confirmed_holds_on_the_next_stream() {
     assert_eq!(again(2), Some(vec![5, 5]));
 }
 
+/// What waits for who becomes available is handed out for an update, not for an attachment.
+#[tokio::test]
+async fn who_became_available_while_the_log_was_away_says_so_again() {
+    let server = Server::start().await;
+    let mut alice = server.resumable("alice@a.test", "desk").await;
+    let id = super::nonzas::unhex(&alice.sm_id).unwrap();
+    let identity = Arc::clone(&server.gateway.sessions.by_sm_id(&id).unwrap().identity);
+    let again = |count: usize| {
+        let log = server.archive.state.lock();
+        let all = log.attached.iter().filter(|attach| attach.again);
+        let all: Vec<bool> = all.map(|attach| attach.available).collect();
+        (all.len() == count).then(|| (all, log.updated.len()))
+    };
+    server.archive.shut(true);
+    let lost = || !server.gateway.link.is_up();
+    server.until("lost", lost).await;
+    alice.send("<presence/>").await;
+    let said = || identity.followed.lock().available;
+    server.until("said", said).await;
+    assert!(server.archive.state.lock().updated.is_empty());
+    server.archive.shut(false);
+    server.until("attached again", || again(1).is_some()).await;
+    server
+        .until("confirmed", || {
+            server.presence.acts().contains(&Act::Available)
+        })
+        .await;
+    assert_eq!(again(1), Some((vec![false], 1)));
+    assert!(server.archive.state.lock().updated[0].available);
+    // The shard has heard it: it attaches as available.
+    server.archive.lose();
+    server.until("attached again", || again(2).is_some()).await;
+    assert_eq!(again(2), Some((vec![false, true], 1)));
+}
+
 /// The push that told of a change may have been lost.
 #[tokio::test]
 async fn who_hears_a_session_is_asked_again_after_a_while() {

@@ -82,10 +82,14 @@ pub(crate) struct Followed {
     pub(crate) directed: BTreeSet<Box<str>>,
     /// Has asked for the presence of those it hears since it became available.
     pub(crate) probed: bool,
-    /// Updates sent, and those that the shard has confirmed.
+    /// Updates sent, those that the shard has confirmed, and those that the last attachment covers.
     sent: u64,
     confirmed: u64,
+    covered: u64,
     waiting: Option<(u64, oneshot::Sender<()>)>,
+    /// The shard has confirmed that messages to the bare JID come to it, and nothing since has taken
+    /// that back.
+    heard: bool,
     /// Who hears whom, and since when; until a push or a notice tells of a change.
     pub(crate) subscriptions: Option<(Arc<SubscriptionsResponse>, Instant)>,
     /// Changes of the roster heard of: an answer that one has overtaken is not kept.
@@ -191,16 +195,37 @@ impl Followed {
             return None;
         }
         self.sent += 1;
+        self.heard &= self.receives();
         let (done, wait) = oneshot::channel();
         self.waiting = Some((self.sent, done));
-        let update = UpdateSession {
+        Some((self.update(session), wait))
+    }
+
+    fn update(&self, session: u64) -> UpdateSession {
+        UpdateSession {
             session,
             available: self.available,
             priority: self.priority.into(),
             carbons: self.carbons,
             interested: self.interested,
-        };
-        Some((update, wait))
+        }
+    }
+
+    /// Whether messages to the bare JID come to it (RFC 6121 §8.5.2.1.1).
+    fn receives(&self) -> bool {
+        self.available && self.priority >= 0
+    }
+
+    /// Whether it attaches again as available, and the update to send behind: what waits for who
+    /// becomes available is handed out when the shard hears of that, not when it attaches.
+    pub(crate) fn again(&mut self, session: u64) -> (bool, Option<UpdateSession>) {
+        let comes = self.receives() && !self.heard;
+        // What was sent before is superseded.
+        self.covered = self.sent.saturating_sub(u64::from(comes));
+        (
+            self.available && !comes,
+            comes.then(|| self.update(session)),
+        )
     }
 
     /// The roster has changed.
@@ -229,17 +254,19 @@ impl Followed {
 
     /// The shard confirms the oldest update that it has not confirmed.
     pub(crate) fn updated(&mut self) {
-        self.confirmed = (self.confirmed + 1).min(self.sent);
-        self.wake();
+        self.confirm((self.confirmed + 1).min(self.sent));
     }
 
-    /// Attached anew with the newest state: whatever was sent before is confirmed or superseded.
+    /// Attached: whatever was sent before that is confirmed or superseded.
     pub(crate) fn attached(&mut self) {
-        self.confirmed = self.sent;
-        self.wake();
+        self.confirm(self.confirmed.max(self.covered));
     }
 
-    fn wake(&mut self) {
+    fn confirm(&mut self, confirmed: u64) {
+        self.confirmed = confirmed;
+        if confirmed == self.sent {
+            self.heard = self.receives();
+        }
         if let Some((number, _)) = &self.waiting
             && *number <= self.confirmed
             && let Some((_, done)) = self.waiting.take()
@@ -303,11 +330,39 @@ mod tests {
     }
 
     #[test]
-    fn a_new_attachment_confirms_all() {
+    fn an_attachment_confirms_what_it_covers() {
         let mut followed = Followed::default();
-        let (_, mut wait) = followed.change(1, Change::Presence(Some(3))).unwrap();
+        let (_, mut wait) = followed.change(1, Change::Carbons(true)).unwrap();
         followed.attached();
+        assert!(wait.try_recv().is_err(), "of before");
+        assert_eq!(followed.again(1), (false, None));
+        let (_, mut later) = followed.change(1, Change::Interested).unwrap();
+        followed.attached();
+        assert_eq!((followed.confirmed, followed.sent), (1, 2));
+        followed.updated();
+        assert!(later.try_recv().is_ok());
+        assert!(followed.change(1, Change::Interested).is_none());
+    }
+
+    #[test]
+    fn who_became_available_unheard_says_so_behind_the_attachment() {
+        let mut followed = Followed::default();
+        let (said, mut wait) = followed.change(1, Change::Presence(Some(3))).unwrap();
+        for _ in 0..2 {
+            assert_eq!(followed.again(1), (false, Some(said)));
+            followed.attached();
+            assert!(wait.try_recv().is_err());
+        }
+        followed.updated();
         assert!(wait.try_recv().is_ok());
-        assert!(followed.change(1, Change::Presence(None)).is_some());
+        assert_eq!(followed.again(1), (true, None));
+        // Away and back, of which the shard has heard the first only.
+        followed.change(1, Change::Presence(None)).unwrap();
+        followed.updated();
+        followed.change(1, Change::Presence(Some(3))).unwrap();
+        assert_eq!(followed.again(1), (false, Some(said)));
+        // A negative priority gets nothing that waits.
+        followed.change(1, Change::Presence(Some(-1))).unwrap();
+        assert_eq!(followed.again(1), (true, None));
     }
 }

@@ -68,6 +68,8 @@ struct Ending {
     error: Option<StreamError>,
     /// No longer than this for what is under way.
     until: Instant,
+    /// Frames that are still read.
+    frames: usize,
 }
 
 /// See the module.
@@ -173,6 +175,7 @@ impl Session {
             progress |= self.poll_resumption();
             progress |= self.poll_outgoing(cx);
             progress |= self.poll_frames(cx, now);
+            progress |= self.read_out(cx);
             progress |= self.poll_due(now);
             if !progress {
                 progress = self.poll_flush(cx, now);
@@ -205,7 +208,11 @@ impl Session {
     fn end(&mut self, error: Option<StreamError>, limit: Duration) {
         if self.ending.is_none() {
             let until = self.gateway.clock.monotonic() + limit;
-            self.ending = Some(Box::new(Ending { error, until }));
+            self.ending = Some(Box::new(Ending {
+                error,
+                until,
+                frames: end::READ_OUT_FRAMES,
+            }));
         }
     }
 
@@ -346,10 +353,11 @@ impl Session {
         self.place = Some(position);
         self.rejoined = true;
         let identity = &self.handle.identity;
-        let attach = {
-            let followed = identity.followed.lock();
-            AttachSession {
-                available: followed.available,
+        let (attach, update) = {
+            let mut followed = identity.followed.lock();
+            let (available, update) = followed.again(identity.number);
+            let attach = AttachSession {
+                available,
                 priority: followed.priority.into(),
                 carbons: followed.carbons,
                 interested: followed.interested,
@@ -359,9 +367,13 @@ impl Session {
                 unacknowledged,
                 away: self.away_until.is_some(),
                 ..attach_of(identity)
-            }
+            };
+            (attach, update)
         };
         self.tell(attach_down::Item::Attach(attach));
+        if let Some(update) = update {
+            self.tell(attach_down::Item::Update(update));
+        }
         // It may be another process, which knows what is in the log.
         self.say_handled(true);
     }
@@ -474,6 +486,8 @@ pub(crate) fn attach_of(identity: &identity::Identity) -> AttachSession {
 mod archive_tests;
 #[cfg(test)]
 mod colleague_tests;
+#[cfg(test)]
+mod end_tests;
 #[cfg(test)]
 mod fake_pubsub;
 #[cfg(test)]
