@@ -10,7 +10,7 @@ use chancery_testkit::server::{Server, Shape};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::notes::{Bounced, Notebook, Read};
+use super::notes::{Bounced, Notebook, Notes, Read};
 use super::probe::{self, Orders, Seat};
 
 /// Pairs of users, by the gateways of the two.
@@ -283,10 +283,14 @@ impl Load {
     async fn settle(&self) -> Result<()> {
         self.orders.send_modify(|orders| orders.sending = false);
         let count = self.books.len();
+        let at_rest = |load: &Self| {
+            let at_rest = |notes: &Notes| notes.available && notes.unsettled == 0;
+            load.connected() == count && load.books.iter().all(|book| at_rest(&book.open()))
+        };
         self.until(
             self.settle,
-            "everybody is online and all is acknowledged",
-            |load| load.connected() == count && load.books.iter().all(|b| b.open().unsettled == 0),
+            "everybody is online and available, and all is acknowledged",
+            at_rest,
         )
         .await?;
         let until = Instant::now() + self.settle;

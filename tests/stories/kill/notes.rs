@@ -48,6 +48,8 @@ pub(super) struct Notes {
     /// When a lost session's count was told as less than was acknowledged.
     pub(super) low_counts: Vec<Instant>,
     pub(super) connected: bool,
+    /// Has read its own presence in this session: what waits for it is handed out.
+    pub(super) available: bool,
     pub(super) sessions: u32,
     /// Times that a session went on with another stream.
     pub(super) resumed: u32,

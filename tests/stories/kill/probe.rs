@@ -210,6 +210,7 @@ impl Probe {
         }
         let mut notes = self.notes.open();
         notes.connected = true;
+        notes.available = false;
         notes.sessions += 1;
         drop(notes);
         Ok(wire)
@@ -314,6 +315,8 @@ impl Probe {
         loop {
             let sent = tokio::select! {
                 next = wire.next() => match next? {
+                    // RFC 6120 §4.4: nothing is said behind the own closing tag.
+                    Incoming::Element(element) if closing && element.is("r", SM) => Ok(()),
                     Incoming::Element(element) => self.on_element(&mut wire, &element).await,
                     Incoming::Open(_) => Ok(()),
                     Incoming::Close | Incoming::End => {
@@ -417,7 +420,7 @@ impl Probe {
             "message" => self.on_message(element),
             "presence" => {
                 self.received.push(None);
-                self.notes.open().presences.push(Shown {
+                let shown = Shown {
                     from: element
                         .header
                         .from
@@ -431,7 +434,10 @@ impl Probe {
                         .unwrap_or_default()
                         .to_owned(),
                     at: Instant::now(),
-                });
+                };
+                let mut notes = self.notes.open();
+                notes.available |= shown.from == self.jid && shown.kind.is_empty();
+                notes.presences.push(shown);
             }
             "iq" => {
                 self.received.push(None);
