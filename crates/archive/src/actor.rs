@@ -68,6 +68,8 @@ pub(crate) struct Actor<S> {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) done: mpsc::Receiver<Done>,
     pub(crate) commits: Commits<S>,
+    /// In this step: what that has left to make is made behind it.
+    pub(crate) committed_in_place: bool,
     pub(crate) got: mpsc::Receiver<Vec<Got>>,
     pub(crate) got_sender: mpsc::Sender<Vec<Got>>,
     pub(crate) links: HashMap<StreamId, mpsc::Sender<AttachUp>>,
@@ -247,6 +249,9 @@ impl<S: LogStore + Send + 'static> Actor<S> {
         }
         self.read_more();
         self.send_up();
+        if std::mem::take(&mut self.committed_in_place) {
+            self.commits.make_in_place();
+        }
     }
 
     fn carry_out(&mut self, effect: Effect<Token>) {
@@ -281,7 +286,10 @@ impl<S: LogStore + Send + 'static> Actor<S> {
 
     fn commit(&mut self, group: Group) {
         match self.commits.in_place(group) {
-            Ok(Some(Done::Group(result))) => self.shard.committed(result),
+            Ok(Some(Done::Group(result))) => {
+                self.committed_in_place = true;
+                self.shard.committed(result);
+            }
             // What is on the disk is unknown, and the process ends.
             Ok(_) => {}
             Err(group) => {

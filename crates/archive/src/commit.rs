@@ -1,5 +1,5 @@
 //! The commit thread: seals a group, chains it, and writes its records in one durable transaction;
-//! the rows of their entries follow, many at once and after the answers, in one that need not be
+//! the rows of their entries follow (`making.rs`), after the answers, in some that need not be
 //! durable. And the thread that checkpoints the write-ahead log. Owns the writing connection and
 //! the chain's last hash. Refuses to decide anything, and to go on after an error whose effect is
 //! unknown.
@@ -15,13 +15,11 @@ use chancery_runtime::{Clock, Failpoints, Ids};
 use chancery_store::{Checkpoint, Profile, StoreError, checkpoint, open};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use crate::entry::Peer;
-use crate::group::GROUP_ITEMS;
 use crate::mailbox::MailboxSave;
+use crate::making::{Making, PENDING_RECORDS};
 use crate::metrics::ArchiveMetrics;
-use crate::pending::PendingEntries;
 use crate::recover::planned;
 use crate::seal::{self, Drawn, KeyError, Place};
 use crate::shard::{Act, Change, Group, NotCommitted, Record};
@@ -29,16 +27,12 @@ use crate::store::{LogStore, Planned, Row, Writing};
 
 /// Jobs that wait for the thread: one group, a few writes of open sets, the end.
 pub(crate) const JOBS_LIMIT: usize = 8;
-/// Records whose entries have no rows, from which these are made.
-const MAKE_RECORDS: usize = 1_024;
-/// A record's entries have rows after this, or soon after.
-const MAKE_INTERVAL: Duration = Duration::from_secs(1);
-/// No group is written while more records than this, with its own, would lack their entries.
-pub(crate) const PENDING_RECORDS: usize = 8 * GROUP_ITEMS;
 /// A group of so few records is committed on the sequencer's own thread...
-const IN_PLACE_RECORDS: usize = 32;
-/// ...while commits take less than this.
+const IN_PLACE_RECORDS: usize = 64;
+/// ...while the disk takes less than this...
 const QUICK: Duration = Duration::from_micros(150);
+/// ...beside what each record takes of the processor.
+const RECORD: Duration = Duration::from_micros(8);
 /// So much of the average is what it was before the last commit.
 const PACE_WEIGHT: u32 = 16;
 /// What a commit is taken for before any was made, and at most.
@@ -89,7 +83,7 @@ pub(crate) struct Committer<S> {
     pub(crate) ended: bool,
 }
 
-/// How long commits take.
+/// How long the disk takes for a commit.
 pub(crate) struct Pace {
     average: Duration,
 }
@@ -104,7 +98,9 @@ impl Default for Pace {
 }
 
 impl Pace {
-    fn took(&mut self, time: Duration) {
+    fn took(&mut self, time: Duration, records: usize) {
+        let records = RECORD * u32::try_from(records).unwrap_or(u32::MAX);
+        let time = time.saturating_sub(records);
         self.average = (self.average * (PACE_WEIGHT - 1) + time.min(UNKNOWN_PACE)) / PACE_WEIGHT;
     }
 
@@ -128,9 +124,9 @@ impl<S: LogStore + Send + 'static> Commits<S> {
     }
 
     /// Commits a group here and now, where that takes less than waking the thread and being woken:
-    /// not while the thread works or has something to make, nor a large group, nor on a disk that
-    /// lets one wait. Gives the group back otherwise. With failpoints none is committed here: they
-    /// may block. It may overtake a [`Job::Save`] that waits; see [`LogStore::save`].
+    /// not while the thread works, nor a large group, nor on a disk that lets one wait. Gives the
+    /// group back otherwise. With failpoints none is committed here: they may block. It may overtake
+    /// a [`Job::Save`] that waits; see [`LogStore::save`].
     pub(crate) fn in_place(&self, group: Group) -> Result<Option<Done>, Group> {
         match self.committer.try_lock() {
             Some(mut committer) if committer.may_commit_in_place(&group) => {
@@ -139,16 +135,19 @@ impl<S: LogStore + Send + 'static> Commits<S> {
             _ => Err(group),
         }
     }
-}
 
-/// What is still to be made of what is durable.
-#[derive(Default)]
-pub(crate) struct Making {
-    pub(crate) entries: Arc<PendingEntries>,
-    /// Records since the entries were made last.
-    records: usize,
-    /// When they are made, at the latest; `None` without any.
-    due: Option<Instant>,
+    /// Makes a piece of entries here and now, if one is due: where groups are committed in place the
+    /// thread would be in their way.
+    pub(crate) fn make_in_place(&self) {
+        if let Some(mut committer) = self.committer.try_lock()
+            && !committer.ended
+            && !committer.failpoints.is_armed()
+            && committer.is_due()
+            && let Err(reason) = committer.make_piece()
+        {
+            committer.end(&reason);
+        }
+    }
 }
 
 /// The thread.
@@ -158,7 +157,7 @@ fn run<S: LogStore + Send + 'static>(
     done: &mpsc::Sender<Done>,
 ) {
     loop {
-        // Without a job it looks whether somebody else has left something to make.
+        // Without a job it looks whether something is left to make.
         let left = committer.lock().until_due();
         let job = match jobs.recv_timeout(left) {
             Ok(job) => Some(job),
@@ -172,8 +171,12 @@ fn run<S: LogStore + Send + 'static>(
                 return;
             }
         }
+        // As many pieces as the job is worth, and one that time is worth.
         let mut committer = committer.lock();
-        if committer.ended || (committer.is_due() && committer.make_entries().is_err()) {
+        if let Err(reason) = committer.make_due() {
+            committer.end(&reason);
+        }
+        if committer.ended {
             return;
         }
     }
@@ -231,7 +234,9 @@ impl<S: LogStore + Send + 'static> Committer<S> {
             Job::Save(saves) => self.save(&saves),
             Job::End => {
                 // What is not made now is made at the next start.
-                let _ = self.make_entries();
+                if let Err(reason) = self.make_all() {
+                    self.end(&reason);
+                }
                 return None;
             }
         };
@@ -248,55 +253,49 @@ impl<S: LogStore + Send + 'static> Committer<S> {
         !self.ended
             && group.records.len() <= IN_PLACE_RECORDS
             && self.pace.is_quick()
-            && !self.is_due()
+            && !self.lacks_too_many(group)
             && !self.failpoints.is_armed()
     }
 
     fn until_due(&self) -> Duration {
-        let now = self.clock.monotonic();
-        let left = |due: Instant| due.saturating_duration_since(now);
-        self.making.due.map_or(MAKE_INTERVAL, left)
+        self.making.until_due(self.clock.monotonic())
     }
 
     fn is_due(&self) -> bool {
-        let late = |due| self.clock.monotonic() >= due;
-        self.making.records >= MAKE_RECORDS || self.making.due.is_some_and(late)
+        self.making.is_due(self.clock.monotonic())
     }
 
-    /// Makes the entries of what is durable. Where there is no room, they wait; an error is told,
-    /// and the thread ends.
-    fn make_entries(&mut self) -> Result<(), ()> {
-        if self.making.records == 0 {
-            self.making.due = None;
-            return Ok(());
+    /// Makes as many pieces as are due. An error, here and below, says that what is on the disk is
+    /// unknown.
+    fn make_due(&mut self) -> Result<(), String> {
+        while !self.ended && self.is_due() && self.make_piece()? {}
+        Ok(())
+    }
+
+    /// Makes the entries of all that is durable.
+    fn make_all(&mut self) -> Result<(), String> {
+        while self.making.records() > 0 && self.make_piece()? {}
+        Ok(())
+    }
+
+    /// Makes a piece of the entries of what is durable; gives whether it was made. Where there is no
+    /// room, they wait.
+    fn make_piece(&mut self) -> Result<bool, String> {
+        let now = self.clock.monotonic();
+        let point = self.failpoints.hit_sync("archive::entries::before");
+        if point.is_err() {
+            self.making.put_off(now);
+            return Ok(false);
         }
-        self.making.due = Some(self.clock.monotonic() + MAKE_INTERVAL);
-        if self
-            .failpoints
-            .hit_sync("archive::entries::before")
-            .is_err()
-        {
-            return Ok(());
-        }
-        let (store, number, hash) = (&mut self.store, self.number, self.hash);
-        let made = self
-            .making
-            .entries
-            .make(|entries| store.make_entries(entries, number, hash));
-        match made.map_err(Failure::from) {
-            Ok(()) => {
-                self.making.records = 0;
-                self.making.due = None;
-                Ok(())
-            }
+        let (store, head) = (&mut self.store, (self.number, self.hash));
+        let make = |entries: &[_], upto| store.make_entries(entries, upto);
+        match self.making.piece(head, now, make).map_err(Failure::from) {
+            Ok(()) => Ok(true),
             Err(Failure::Nothing(reason)) => {
                 tracing::warn!(reason, "entries were not made");
-                Ok(())
+                Ok(false)
             }
-            Err(Failure::Unknown(reason)) => {
-                self.end(&reason);
-                Err(())
-            }
+            Err(Failure::Unknown(reason)) => Err(reason),
         }
     }
 
@@ -307,7 +306,6 @@ impl<S: LogStore + Send + 'static> Committer<S> {
         let since = self.clock.monotonic();
         let result = self.write(group);
         let took = self.clock.monotonic().saturating_duration_since(since);
-        self.pace.took(took);
         self.metrics.commit_seconds.observe(took.as_secs_f64());
         match result {
             Ok(archive_ids) => {
@@ -326,7 +324,10 @@ impl<S: LogStore + Send + 'static> Committer<S> {
     }
 
     fn write(&mut self, group: Group) -> Result<Vec<String>, Failure> {
-        if self.making.records + group.records.len() > PENDING_RECORDS {
+        if self.lacks_too_many(&group) {
+            self.make_all().map_err(Failure::Unknown)?;
+        }
+        if self.lacks_too_many(&group) {
             return Err(Failure::Nothing(
                 "too many records lack their entries".to_owned(),
             ));
@@ -365,16 +366,22 @@ impl<S: LogStore + Send + 'static> Committer<S> {
                 writing.records.push(Row { bytes, planned });
             }
         }
+        let since = self.clock.monotonic();
         self.store.append(&writing)?;
+        let now = self.clock.monotonic();
+        let took = now.saturating_duration_since(since);
+        self.pace.took(took, writing.records.len());
         let rows = (group.first..).zip(&writing.records);
         let entries = rows.flat_map(|(number, row)| planned(&row.planned, number));
-        self.making.entries.add(entries);
-        self.making.records += writing.records.len();
-        let due = || self.clock.monotonic() + MAKE_INTERVAL;
-        self.making.due.get_or_insert_with(due);
+        self.making.add(writing.records.len(), entries, now);
         self.number += writing.records.len() as u64;
         self.hash = hash;
         Ok(archive_ids)
+    }
+
+    /// Whether more records than may would lack their entries with this group.
+    fn lacks_too_many(&self, group: &Group) -> bool {
+        self.making.records() + group.records.len() > PENDING_RECORDS
     }
 
     /// Domains that have no keys yet get some, before anything of theirs is sealed.

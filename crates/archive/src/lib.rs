@@ -21,6 +21,7 @@ mod history;
 mod item;
 mod lag;
 mod mailbox;
+mod making;
 mod memory;
 mod metrics;
 mod pending;

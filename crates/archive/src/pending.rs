@@ -1,6 +1,6 @@
 //! Entries whose records are durable and which have no rows yet. Owns the memory of them, shared
 //! by the committer, which adds and makes them, and by the readers, who must not miss any.
-//! Refuses to decide when they are made: `commit.rs` does, and bounds them.
+//! Refuses to decide when they are made: `making.rs` does, and bounds them.
 
 use std::collections::BTreeMap;
 
@@ -11,43 +11,77 @@ use crate::entry::Entry;
 use crate::mailbox::MailboxRow;
 use crate::store::{Head, LogReader, Row};
 
-/// The entries, by mailbox and number.
+/// Entries by mailbox and number.
+type Entries = BTreeMap<(i64, u64), Entry>;
+
 #[derive(Debug, Default)]
-pub(crate) struct PendingEntries(RwLock<BTreeMap<(i64, u64), Entry>>);
+struct Both {
+    /// Of the round under way; each older than all that are fresh.
+    round: Entries,
+    fresh: Entries,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct PendingEntries(RwLock<Both>);
 
 impl PendingEntries {
     /// Adds entries; whoever is told of their records afterwards finds them.
     pub(crate) fn add(&self, entries: impl Iterator<Item = (i64, u64, Entry)>) {
         let entries = entries.map(|(mailbox, number, entry)| ((mailbox, number), entry));
-        self.0.write().extend(entries);
+        self.0.write().fresh.extend(entries);
     }
 
-    /// Gives them all, by mailbox, then number, and forgets them if `make` has made their rows.
+    /// Begins a round with what is fresh; the one before is over.
+    pub(crate) fn begin(&self) {
+        let mut both = self.0.write();
+        both.round = std::mem::take(&mut both.fresh);
+    }
+
+    /// Gives the next entries of the round, by mailbox, then number, at most `limit`, and whether they
+    /// are its last; forgets them if `make` has made their rows. Gives whether the round is over.
     pub(crate) fn make<E>(
         &self,
-        make: impl FnOnce(&mut dyn Iterator<Item = (i64, u64, Entry)>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        // Only the committer writes, behind a lock of its own: between these two nothing is added.
-        {
-            let entries = self.0.read();
-            let mut all = entries.iter().map(|((m, n), entry)| (*m, *n, *entry));
-            make(&mut all)?;
+        limit: usize,
+        make: impl FnOnce(&[(i64, u64, Entry)], bool) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        // Only the committer changes the round, behind a lock of its own.
+        let (piece, is_last) = {
+            let both = self.0.read();
+            let next = both.round.iter().take(limit);
+            let piece: Vec<_> = next.map(|((m, n), entry)| (*m, *n, *entry)).collect();
+            let is_last = piece.len() == both.round.len();
+            (piece, is_last)
+        };
+        make(&piece, is_last)?;
+        let mut both = self.0.write();
+        match piece.last() {
+            Some((mailbox, number, _)) if !is_last => {
+                both.round = both.round.split_off(&(*mailbox, number + 1));
+            }
+            _ => both.round.clear(),
         }
-        self.0.write().clear();
-        Ok(())
+        Ok(is_last)
     }
 
     fn of(&self, mailbox: i64, after: u64, end: u64) -> Vec<(u64, Entry)> {
         let Some(first) = after.checked_add(1).filter(|first| *first <= end) else {
             return Vec::new();
         };
-        let entries = self.0.read();
-        let of = entries.range((mailbox, first)..=(mailbox, end));
+        let range = (mailbox, first)..=(mailbox, end);
+        let both = self.0.read();
+        let of = both.round.range(range.clone());
+        let of = of.chain(both.fresh.range(range));
         of.map(|((_, number), entry)| (*number, *entry)).collect()
     }
 
     fn get(&self, mailbox: i64, number: u64) -> Option<Entry> {
-        self.0.read().get(&(mailbox, number)).copied()
+        let both = self.0.read();
+        let key = (mailbox, number);
+        both.round
+            .get(&key)
+            .or_else(|| both.fresh.get(&key))
+            .copied()
     }
 }
 
@@ -164,7 +198,8 @@ impl<L: LogReader> LogReader for WithPending<'_, L> {
 #[cfg(test)]
 impl PendingEntries {
     pub(crate) fn len(&self) -> usize {
-        self.0.read().len()
+        let both = self.0.read();
+        both.round.len() + both.fresh.len()
     }
 }
 
@@ -201,10 +236,14 @@ mod tests {
                 ..Writing::default()
             };
             rows.append(&made).unwrap();
-            rows.make_entries(&mut all(1, line), line, [0; 32]).unwrap();
+            let made: Vec<_> = all(1, line).collect();
+            rows.make_entries(&made, Some((line, [0; 32]))).unwrap();
             let pending = PendingEntries::default();
-            // Two of them are moving: they are in both.
-            pending.add(all(line.saturating_sub(2) + 1, LAST));
+            // Two of them are moving: they are in both; and some are in no round yet.
+            let round = line + (LAST - line) / 2;
+            pending.add(all(line.saturating_sub(2) + 1, round));
+            pending.begin();
+            pending.add(all(round + 1, LAST));
             let log = WithPending {
                 log: rows.reader(),
                 pending: &pending,
@@ -277,14 +316,32 @@ mod tests {
         let pending = PendingEntries::default();
         let entry = Entry::new(0, 1);
         pending.add([(2, 1, entry), (1, 2, entry), (1, 1, entry)].into_iter());
-        let mut seen = Vec::new();
-        let kept: Result<(), ()> = pending.make(|entries| {
-            seen.extend(entries);
+        pending.begin();
+        pending.add([(1, 3, entry)].into_iter());
+        let first = [(1, 1, entry), (1, 2, entry)];
+        let kept: Result<bool, ()> = pending.make(2, |piece, is_last| {
+            assert_eq!((piece, is_last), (&first[..], false));
             Err(())
         });
-        assert!(kept.is_err() && pending.len() == 3);
-        assert_eq!(seen, [(1, 1, entry), (1, 2, entry), (2, 1, entry)]);
-        let made: Result<(), ()> = pending.make(|_| Ok(()));
-        assert!(made.is_ok() && pending.len() == 0);
+        assert!(kept.is_err() && pending.len() == 4);
+        let made: Result<bool, ()> = pending.make(2, |piece, _| {
+            assert_eq!(piece, first);
+            Ok(())
+        });
+        assert!(made == Ok(false) && pending.len() == 2);
+        let made: Result<bool, ()> = pending.make(2, |piece, is_last| {
+            assert_eq!((piece, is_last), (&[(2, 1, entry)][..], true));
+            Ok(())
+        });
+        assert!(made == Ok(true) && pending.len() == 1, "what came since");
+        // A round of nothing is over with its first piece.
+        pending.begin();
+        let _: Result<bool, ()> = pending.make(9, |_, _| Ok(()));
+        pending.begin();
+        let made: Result<bool, ()> = pending.make(2, |piece, is_last| {
+            assert!(piece.is_empty() && is_last);
+            Ok(())
+        });
+        assert!(made == Ok(true) && pending.len() == 0);
     }
 }

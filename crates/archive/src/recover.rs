@@ -13,8 +13,8 @@ use chancery_runtime::Ids;
 use chancery_store::{Profile, StoreError, open};
 use rusqlite::Connection;
 
-use crate::commit::PENDING_RECORDS;
 use crate::entry::Entry;
+use crate::making::PENDING_RECORDS;
 use crate::memory::{Answered, KEYS_LIMIT};
 use crate::seal::{KeyError, load_keys};
 use crate::shard::Recovered;
@@ -66,7 +66,7 @@ pub(crate) fn take_over(
     let tail = follow_tail(&store, &ring, made, shard)?;
     let head = tail.head;
     if head.number > made.number {
-        store.make_entries(&mut tail.entries.into_iter(), head.number, head.hash)?;
+        store.make_entries(&tail.entries, Some((head.number, head.hash)))?;
     }
     let mut recovered = read_tail(&store, &ring, head)?;
     let known = ring.domains().filter(|domain| *domain != DEPLOYMENT);

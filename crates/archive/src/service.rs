@@ -24,11 +24,12 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::actor::{Actor, Command, Token, now};
-use crate::commit::{Committer, Fatal, Making, Pace, start_checkpoints};
+use crate::commit::{Committer, Fatal, Pace, start_checkpoints};
 use crate::config::{Config, PreferencesBy};
 use crate::export::{CHUNKS_LIMIT, Export};
 use crate::history::History;
 use crate::item::{bare_len, domain_of};
+use crate::making::Making;
 use crate::metrics::ArchiveMetrics;
 pub use crate::recover::StartError;
 use crate::recover::{Opened, take_over};
@@ -172,6 +173,7 @@ impl ArchiveService {
             commands,
             done,
             commits,
+            committed_in_place: false,
             got,
             got_sender,
             links: HashMap::new(),

@@ -97,14 +97,13 @@ pub(crate) trait LogStore {
     /// Writes a group, durably: all of it or nothing. Refuses one that does not follow the last
     /// record, or whose writer was fenced.
     fn append(&mut self, writing: &Writing) -> Result<(), StoreError>;
-    /// Makes entries (by mailbox, then number) and says that up to record `number`, which has
-    /// `hash`, all are made. Atomic, not durable: what is lost is made again. Making one twice is
-    /// making it once.
+    /// Makes entries (by mailbox, then number) and says, where `upto` is given, that up to this
+    /// record, which has this hash, all are made. Atomic, not durable: what is lost is made again.
+    /// Making one twice is making it once.
     fn make_entries(
         &mut self,
-        entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
-        number: u64,
-        hash: Hash,
+        entries: &[(i64, u64, Entry)],
+        upto: Option<(u64, Hash)>,
     ) -> Result<(), StoreError>;
     /// Writes open sets. One may be older than a group that was written since: it does not lower the
     /// floor that this has raised, below which nothing is opened again.
@@ -327,25 +326,31 @@ impl LogStore for SqliteLog<Connection> {
 
     fn make_entries(
         &mut self,
-        entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
-        number: u64,
-        hash: Hash,
+        entries: &[(i64, u64, Entry)],
+        upto: Option<(u64, Hash)>,
     ) -> Result<(), StoreError> {
         let (shard, base) = (self.shard, self.key(0));
         let epoch = self.epoch.cast_signed();
         unconfirmed(&mut self.connection, |connection| {
             transact(connection, |transaction| {
-                let mut head = transaction.prepare_cached(
-                    "UPDATE head SET number = ?3, hash = ?4 WHERE shard = ?1 AND epoch = ?2",
-                )?;
-                if head.execute(params![shard, epoch, stored(number), hash.as_slice()])? != 1 {
+                let ours = if let Some((number, hash)) = upto {
+                    let mut head = transaction.prepare_cached(
+                        "UPDATE head SET number = ?3, hash = ?4 WHERE shard = ?1 AND epoch = ?2",
+                    )?;
+                    head.execute(params![shard, epoch, stored(number), hash.as_slice()])? == 1
+                } else {
+                    let mut head = transaction
+                        .prepare_cached("SELECT 1 FROM head WHERE shard = ?1 AND epoch = ?2")?;
+                    head.exists(params![shard, epoch])?
+                };
+                if !ours {
                     return Err(StoreError::Invalid("another took the log over".to_owned()));
                 }
                 let mut make = transaction.prepare_cached(
                     "INSERT OR IGNORE INTO entry (mailbox, key, entry) VALUES (?1, ?2, ?3)",
                 )?;
                 for (mailbox, number, entry) in entries {
-                    make.execute(params![mailbox, base | stored(number), entry.stored()])?;
+                    make.execute(params![mailbox, base | stored(*number), entry.stored()])?;
                 }
                 Ok(())
             })

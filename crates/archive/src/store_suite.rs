@@ -27,8 +27,8 @@ fn writing(first: u64, count: u64) -> Writing {
 }
 
 fn make<S: LogStore>(log: &mut S, entries: &[(i64, u64, Entry)], number: u64, hash: u8) {
-    let mut entries = entries.iter().copied();
-    log.make_entries(&mut entries, number, [hash; 32]).unwrap();
+    let upto = Some((number, [hash; 32]));
+    log.make_entries(entries, upto).unwrap();
 }
 
 /// The suite: `log` is an empty log; `again` opens the same one as a later writer.
@@ -75,8 +75,12 @@ fn suite<S: LogStore>(
         "which the head tells"
     );
 
-    // The entries follow, all of them; making some again changes nothing.
+    // The entries follow, in pieces; making some again changes nothing.
     make(&mut log, &[(1, 1, entry)], 1, 1);
+    log.make_entries(&[(1, 1, large), (1, 3, entry)], None)
+        .unwrap();
+    let now = read(&log).head().unwrap().unwrap();
+    assert_eq!(now.number, 1, "not all up to there");
     let all = [(1, 1, large), (1, 3, entry), (1 << 40, 3, large)];
     make(&mut log, &all, 3, 3);
     let now = read(&log).head().unwrap().unwrap();
@@ -154,11 +158,8 @@ fn suite<S: LogStore>(
     let head = late.open([0; 32]).unwrap();
     assert_eq!((head.epoch, head.number, head.hash), (2, 3, [3; 32]));
     assert!(log.append(&writing(6, 1)).is_err(), "fenced");
-    assert!(
-        log.make_entries(&mut std::iter::empty(), 5, [4; 32])
-            .is_err(),
-        "fenced"
-    );
+    assert!(log.make_entries(&[], Some((5, [4; 32]))).is_err(), "fenced");
+    assert!(log.make_entries(&[(1, 4, entry)], None).is_err(), "fenced");
     drop(log);
     assert_eq!(read(&late).last_mailbox().unwrap(), 1);
     let page = read(&late).records(2, 4, 2).unwrap();
@@ -215,10 +216,8 @@ fn a_full_disk_writes_nothing_and_is_told_as_full() {
     log.append(&writing(1, 1)).unwrap();
     // Neither do entries that find no room: the head stays where it is.
     let entry = Entry::new(0, 1);
-    let many = (0..10_000).map(|mailbox| (mailbox, 1, entry));
-    let error = log
-        .make_entries(&mut many.into_iter(), 1, [1; 32])
-        .unwrap_err();
+    let many: Vec<_> = (0..10_000).map(|mailbox| (mailbox, 1, entry)).collect();
+    let error = log.make_entries(&many, Some((1, [1; 32]))).unwrap_err();
     assert!(error.is_full(), "{error}");
     assert_eq!(log.reader().head().unwrap().unwrap().number, 0);
     assert_eq!(log.reader().entry(1, 1).unwrap(), None);

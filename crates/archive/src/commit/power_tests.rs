@@ -25,6 +25,7 @@ use crate::mailbox::{Mailbox, Open};
 use crate::recover::{Opened, StartError, take_over};
 use crate::store::{LogReader, SqliteLog};
 use crate::tick::own_act;
+use tokio::time::Instant;
 
 /// Transactions and checkpoints of one run.
 const STEPS: u64 = 26;
@@ -83,7 +84,7 @@ fn committer(opened: Opened, key_file: &Path, seed: u64) -> Committer<Log> {
         epoch: opened.head.epoch,
         number: opened.head.number,
         hash: opened.head.hash,
-        making: Making::default(),
+        making: Making::in_pieces_of(3),
         pace: Pace::default(),
         drawn: Drawn::default(),
         ring: Arc::new(RwLock::new(opened.ring)),
@@ -154,8 +155,8 @@ impl Run {
                 self.note(begun, true);
             }
             5 | 6 => {
-                if self.committer.making.records > 0 {
-                    self.committer.make_entries().unwrap();
+                if self.committer.making.records() > 0 {
+                    self.committer.make_piece().unwrap();
                     self.note(begun, false);
                 }
             }

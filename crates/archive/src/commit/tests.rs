@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
 use crate::entry::Entry;
+use crate::making::ROUND_RECORDS;
+use crate::pending::PendingEntries;
 use crate::shard::Act;
 use crate::store::Head;
 use crate::tick::own_act;
@@ -37,9 +39,8 @@ impl LogStore for Broken {
 
     fn make_entries(
         &mut self,
-        _entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
-        _number: u64,
-        _hash: Hash,
+        _entries: &[(i64, u64, Entry)],
+        _upto: Option<(u64, Hash)>,
     ) -> Result<(), StoreError> {
         self.next()
     }
@@ -178,17 +179,22 @@ fn stanzas(first: u64, count: u64) -> Job {
 #[test]
 fn entries_are_made_by_number_by_time_and_at_the_end() {
     let mut thread = start([]);
-    let many = MAKE_RECORDS as u64;
+    let many = ROUND_RECORDS as u64;
     assert_eq!(thread.call(stanzas(1, many - 1)), Some(true));
-    assert_eq!(thread.entries.len(), 2 * (MAKE_RECORDS - 1));
+    assert_eq!(thread.entries.len(), 2 * (ROUND_RECORDS - 1));
+    // With the next a round begins: a piece for each few records, until only later ones lack theirs.
     assert_eq!(thread.call(stanzas(many, 1)), Some(true));
-    // A job later they are made.
-    assert_eq!(thread.call(stanzas(many + 1, 1)), Some(true));
-    assert_eq!(thread.entries.len(), 2);
+    let mut next = many + 1;
+    while thread.entries.len() as u64 > 2 * (next - 1 - many) || next == many + 1 {
+        assert!(next < 2 * many, "before the next round is due");
+        assert_eq!(thread.call(stanzas(next, 24)), Some(true));
+        next += 24;
+    }
+    // The rest by time.
     while thread.entries.len() > 0 {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(thread.call(stanzas(many + 2, 1)), Some(true));
+    assert_eq!(thread.call(stanzas(next, 200)), Some(true));
     let entries = Arc::clone(&thread.entries);
     assert_eq!(thread.close(), None);
     assert_eq!(entries.len(), 0);
@@ -196,18 +202,20 @@ fn entries_are_made_by_number_by_time_and_at_the_end() {
 
 #[test]
 fn entries_without_room_wait_up_to_a_limit_above_which_no_group_is_written() {
-    let group = MAKE_RECORDS as u64;
-    let groups = (PENDING_RECORDS / MAKE_RECORDS) as u64;
+    let group = ROUND_RECORDS as u64;
+    let groups = (PENDING_RECORDS / ROUND_RECORDS) as u64;
     // Groups are written, entries are not.
-    let results = [None, Some(ErrorKind::StorageFull)];
-    let results = results.into_iter().cycle().take(2 * groups as usize);
-    // The refused group does not get to the disk; its turn makes the entries.
-    let mut thread = start(results);
+    let full = Some(ErrorKind::StorageFull);
+    let results = [None, full].into_iter().cycle().take(2 * groups as usize);
+    // Nor when it comes to the limit.
+    let mut thread = start(results.chain([full]));
     for at in 0..groups {
         assert_eq!(thread.call(stanzas(1 + at * group, group)), Some(true));
     }
     let next = 1 + groups * group;
     assert_eq!(thread.call(stanzas(next, 1)), Some(false));
+    assert_eq!(thread.entries.len(), 2 * PENDING_RECORDS);
+    // Now there is room: all are made before it is written.
     assert_eq!(thread.call(stanzas(next, 1)), Some(true));
     assert_eq!(thread.entries.len(), 2);
     assert_eq!(thread.close(), None);
@@ -216,7 +224,7 @@ fn entries_without_room_wait_up_to_a_limit_above_which_no_group_is_written() {
 #[test]
 fn entries_that_fail_in_any_other_way_end_the_process() {
     let mut thread = start([None, Some(ErrorKind::Other)]);
-    assert_eq!(thread.call(stanzas(1, MAKE_RECORDS as u64)), Some(true));
+    assert_eq!(thread.call(stanzas(1, ROUND_RECORDS as u64)), Some(true));
     assert!(thread.done.blocking_recv().is_none());
     assert!(thread.close().is_some());
 }
@@ -231,7 +239,7 @@ fn of(job: Job) -> Group {
 
 /// Commits until the disk has shown that it is quick; gives the number of the next record.
 fn warm(thread: &mut Thread) -> u64 {
-    for number in 1..MAKE_RECORDS as u64 / 2 {
+    for number in 1..ROUND_RECORDS as u64 / 2 {
         match thread.commits.in_place(of(group(number))) {
             Ok(done) => {
                 assert!(matches!(done, Some(Done::Group(Ok(_)))));
@@ -251,15 +259,22 @@ fn a_group_is_committed_in_place_once_the_disk_has_been_quick() {
     let many = IN_PLACE_RECORDS as u64 + 1;
     assert!(thread.commits.in_place(of(stanzas(next, many))).is_err());
     assert!(thread.commits.in_place(of(stanzas(next, 1))).is_ok());
-    // The thread makes what that has left.
-    while thread.entries.len() > 0 {
-        std::thread::sleep(Duration::from_millis(10));
+    // Whoever commits here makes what is due, a piece at a time.
+    let mut next = next + 1;
+    let full = IN_PLACE_RECORDS as u64;
+    for _ in 0..=ROUND_RECORDS / IN_PLACE_RECORDS {
+        assert!(thread.commits.in_place(of(stanzas(next, full))).is_ok());
+        next += full;
     }
+    let before = thread.entries.len();
+    thread.commits.make_in_place();
+    let after = thread.entries.len();
+    assert!(0 < after && after < before, "{before}, {after}");
     let busy = thread.commits.committer.lock();
-    assert!(thread.commits.in_place(of(group(next + 1))).is_err());
+    assert!(thread.commits.in_place(of(group(next))).is_err());
     drop(busy);
-    thread.commits.committer.lock().pace.took(UNKNOWN_PACE);
-    assert!(thread.commits.in_place(of(group(next + 1))).is_err());
+    thread.commits.committer.lock().pace.took(UNKNOWN_PACE, 1);
+    assert!(thread.commits.in_place(of(group(next))).is_err());
     assert_eq!(thread.close(), None);
 }
 

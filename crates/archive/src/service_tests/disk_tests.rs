@@ -36,11 +36,10 @@ impl LogStore for Disk {
 
     fn make_entries(
         &mut self,
-        entries: &mut dyn Iterator<Item = (i64, u64, Entry)>,
-        number: u64,
-        hash: Hash,
+        entries: &[(i64, u64, Entry)],
+        upto: Option<(u64, Hash)>,
     ) -> Result<(), StoreError> {
-        self.log.make_entries(entries, number, hash)
+        self.log.make_entries(entries, upto)
     }
 
     fn save(&mut self, saves: &[MailboxSave]) -> Result<(), StoreError> {
