@@ -64,7 +64,9 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // On one thread: two would take both processors from the server, and their own waiting would be
+    // measured as its time.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let plan = Plan {
