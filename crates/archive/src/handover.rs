@@ -86,7 +86,8 @@ impl<T> Shard<T> {
             .map(|h| h.first)
             .collect();
         for first in over {
-            self.end_session(first, None);
+            // Once more: what it was told is lost with its stream, if it has another by now.
+            self.end_session(first, Some(EndReason::Conflict));
         }
     }
 

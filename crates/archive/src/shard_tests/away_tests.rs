@@ -126,3 +126,24 @@ fn who_becomes_available_after_a_start_gets_what_waited_below_its_place() {
     rig.priority(1, 1, true, 0);
     assert_eq!(rig.numbers(1, 1), [1, 2]);
 }
+
+/// Its gateway lost the stream on which it was told to make room, and is back before the second is over.
+#[test]
+fn who_has_to_make_room_is_told_again_when_its_time_is_over() {
+    let mut rig = Rig::new();
+    rig.hello(1, "gw1", 1);
+    rig.hello(2, "gw2", 1);
+    rig.attach(1, 1, "b@x/1");
+    rig.attach(2, 2, "b@x/1");
+    rig.shard.stream_lost(1);
+    rig.hello(3, "gw1", 2);
+    let again = AttachSession {
+        again: true,
+        ..attaching(1, "b@x/1")
+    };
+    rig.down(3, attach_down::Item::Attach(again));
+    assert_eq!((rig.attached(3, 1), rig.end_of(3, 1)), (1, None));
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.end_of(3, 1), Some(EndReason::Conflict));
+    assert_eq!(rig.attached(2, 2), 1);
+}
