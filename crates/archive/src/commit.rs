@@ -31,12 +31,11 @@ pub(crate) const JOBS_LIMIT: usize = 8;
 const IN_PLACE_RECORDS: usize = 64;
 /// ...while the disk takes less than this...
 const QUICK: Duration = Duration::from_micros(150);
-/// ...beside what each record takes of the processor.
+/// ...beside what each record takes of the processor...
 const RECORD: Duration = Duration::from_micros(8);
-/// So much of the average is what it was before the last commit.
-const PACE_WEIGHT: u32 = 16;
-/// What a commit is taken for before any was made, and at most.
-const UNKNOWN_PACE: Duration = Duration::from_millis(10);
+/// ...but for so many of the last 16 commits: a thread that had to wait for a processor says nothing
+/// of the disk.
+const SLOW_COMMITS: u32 = 4;
 /// Size of the write-ahead log from which it is moved into the database.
 const WAL_BYTES: u64 = 4 * 1024 * 1024;
 /// Size from which writers wait for that, so that the file starts anew.
@@ -83,29 +82,25 @@ pub(crate) struct Committer<S> {
     pub(crate) ended: bool,
 }
 
-/// How long the disk takes for a commit.
-pub(crate) struct Pace {
-    average: Duration,
-}
+/// Which of the last 16 commits took the disk long, a bit each.
+pub(crate) struct Pace(u16);
 
 impl Default for Pace {
     /// A disk is slow until it has shown that it is not.
     fn default() -> Self {
-        Self {
-            average: UNKNOWN_PACE,
-        }
+        Self(u16::MAX)
     }
 }
 
 impl Pace {
     fn took(&mut self, time: Duration, records: usize) {
         let records = RECORD * u32::try_from(records).unwrap_or(u32::MAX);
-        let time = time.saturating_sub(records);
-        self.average = (self.average * (PACE_WEIGHT - 1) + time.min(UNKNOWN_PACE)) / PACE_WEIGHT;
+        let is_slow = time.saturating_sub(records) >= QUICK;
+        self.0 = self.0 << 1 | u16::from(is_slow);
     }
 
     fn is_quick(&self) -> bool {
-        self.average < QUICK
+        self.0.count_ones() <= SLOW_COMMITS
     }
 }
 

@@ -243,7 +243,10 @@ fn warm(thread: &mut Thread) -> u64 {
         match thread.commits.in_place(of(group(number))) {
             Ok(done) => {
                 assert!(matches!(done, Some(Done::Group(Ok(_)))));
-                assert!(number > u64::from(PACE_WEIGHT), "nothing was known of it");
+                assert!(
+                    number > 16 - u64::from(SLOW_COMMITS),
+                    "too little was known of it"
+                );
                 return number + 1;
             }
             Err(group) => assert_eq!(thread.call(Job::Group(group)), Some(true)),
@@ -273,7 +276,14 @@ fn a_group_is_committed_in_place_once_the_disk_has_been_quick() {
     let busy = thread.commits.committer.lock();
     assert!(thread.commits.in_place(of(group(next))).is_err());
     drop(busy);
-    thread.commits.committer.lock().pace.took(UNKNOWN_PACE, 1);
+    for _ in 0..SLOW_COMMITS {
+        thread.commits.committer.lock().pace.took(2 * QUICK, 1);
+        assert!(thread.commits.in_place(of(group(next))).is_ok());
+        next += 1;
+    }
+    for _ in 0..=SLOW_COMMITS {
+        thread.commits.committer.lock().pace.took(2 * QUICK, 1);
+    }
     assert!(thread.commits.in_place(of(group(next))).is_err());
     assert_eq!(thread.close(), None);
 }
