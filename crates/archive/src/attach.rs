@@ -32,6 +32,7 @@ const CREDIT_LIMIT: u32 = 1 << 20;
 /// What is remembered of a session that attaches again.
 struct Before {
     since: u64,
+    bound: bool,
     out: BTreeSet<u64>,
     delayed: BTreeSet<u64>,
 }
@@ -256,6 +257,7 @@ impl<T> Shard<T> {
             .filter(|f| attach.again && &*f.mailbox == bare && &*f.resource == resource)
             .map(|f| Before {
                 since: f.since,
+                bound: f.bound,
                 out: f.out.clone(),
                 delayed: f.delayed.clone(),
             });
@@ -296,6 +298,7 @@ impl<T> Shard<T> {
             end: head,
         });
         let since = before.as_ref().map_or(position, |before| before.since);
+        let bound = !attach.again || before.as_ref().is_some_and(|before| before.bound);
         let again = before.map_or_else(Vec::new, |before| before.resume(mailbox, position, &out));
         let follower = Follower {
             mailbox: jid,
@@ -308,6 +311,7 @@ impl<T> Shard<T> {
             away: attach.away,
             stream: Some(id),
             lost_at: None,
+            bound,
             since,
             covered: position,
             out,

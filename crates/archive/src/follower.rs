@@ -46,6 +46,8 @@ pub(crate) struct Follower {
     /// `None` while its gateway's stream is lost.
     pub(crate) stream: Option<StreamId>,
     pub(crate) lost_at: Option<Instant>,
+    /// Bound since the shard runs: newer than whoever attaches again.
+    pub(crate) bound: bool,
     /// What came up to here it had before it was attached, or gets by catching up.
     pub(crate) since: u64,
     /// Everything above this was handed to it, or will be, by position.

@@ -28,7 +28,7 @@ pub(crate) struct Handover {
 }
 
 impl<T> Shard<T> {
-    /// Ends `first` in favour of `key`. True when `key` has to wait for that.
+    /// Ends `first` in favour of `key`, the newcomer. True when `key` has to wait for that, or is none.
     pub(crate) fn hand_over(
         &mut self,
         stream: StreamId,
@@ -36,6 +36,11 @@ impl<T> Shard<T> {
         attach: &AttachSession,
         first: FollowerKey,
     ) -> bool {
+        if attach.again && self.followers.get(&first).is_some_and(|f| f.bound) {
+            // Its gateway lost the stream, and `first` was bound meanwhile.
+            self.say_end(stream, key, EndReason::Conflict);
+            return true;
+        }
         let earlier = self.handovers.iter().find(|(_, h)| h.first == first);
         let earlier = earlier.map(|(other, h)| (*other, h.stream, h.until));
         if let Some((other, stream, _)) = earlier {

@@ -147,3 +147,40 @@ fn who_has_to_make_room_is_told_again_when_its_time_is_over() {
     assert_eq!(rig.end_of(3, 1), Some(EndReason::Conflict));
     assert_eq!(rig.attached(2, 2), 1);
 }
+
+/// Whoever was bound while the first one's gateway had no stream is the newcomer.
+#[test]
+fn who_attaches_again_does_not_take_the_place_of_who_came_since() {
+    let mut rig = Rig::new();
+    rig.hello(1, "gw1", 1);
+    rig.hello(2, "gw2", 1);
+    rig.attach(1, 1, "b@x/1");
+    rig.shard.stream_lost(1);
+    rig.attach(2, 2, "b@x/1");
+    rig.hello(3, "gw1", 2);
+    let again = |session| {
+        attach_down::Item::Attach(AttachSession {
+            again: true,
+            ..attaching(session, "b@x/1")
+        })
+    };
+    rig.down(3, again(1));
+    assert_eq!(rig.end_of(3, 1), Some(EndReason::Conflict));
+    assert_eq!((rig.attached(3, 1), rig.end_of(2, 2)), (0, None));
+    rig.append(chat("a@x/1", "b@x"));
+    assert_eq!(rig.numbers(2, 2), [1]);
+    // It is so over its own loss of the stream too.
+    rig.shard.stream_lost(2);
+    rig.hello(4, "gw2", 2);
+    rig.down(4, again(2));
+    rig.down(3, again(1));
+    assert_eq!((rig.attached(4, 2), rig.attached(3, 1)), (1, 0));
+    // Of two that were there before the shard, nobody knows.
+    rig.restart();
+    rig.hello(1, "gw1", 3);
+    rig.hello(2, "gw2", 3);
+    rig.down(1, again(1));
+    rig.down(2, again(2));
+    assert_eq!(rig.end_of(1, 1), Some(EndReason::Conflict));
+    assert_eq!(rig.attached(2, 2), 1);
+}
