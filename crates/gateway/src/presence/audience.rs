@@ -15,7 +15,7 @@ use chancery_runtime::trace::TraceContext;
 use super::{Away, said, send};
 use crate::colleagues::Circle;
 use crate::service::Gateway;
-use crate::session::identity::Identity;
+use crate::session::identity::{Identity, Kept};
 
 /// So many are asked for their presence at once, further ones when what came is written: even with several
 /// sessions each they do not fill an inbox.
@@ -25,7 +25,7 @@ pub(crate) const PROBE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Subscriptions are asked for again after so long: the push that told of a change may have been lost.
 const KEPT_FRESH: Duration = Duration::from_secs(60);
-/// They hold for so long while the roster service does not answer.
+/// They hold for so long from when the roster service did not answer.
 const KEPT_LEASE: Duration = Duration::from_secs(300);
 
 /// See the module.
@@ -106,31 +106,35 @@ async fn subscriptions(
     trace: Option<TraceContext>,
 ) -> Result<Arc<SubscriptionsResponse>, Away> {
     let now = gateway.clock.monotonic();
-    let (kept, changes) = {
+    let changes = {
         let followed = identity.followed.lock();
-        (followed.subscriptions.clone(), followed.roster_changes)
+        if let Some(kept) = &followed.subscriptions
+            && now.duration_since(kept.at) < KEPT_FRESH
+        {
+            return Ok(Arc::clone(&kept.answer));
+        }
+        followed.roster_changes
     };
-    let within = |limit| {
-        let kept = kept
-            .as_ref()
-            .filter(|(_, at)| now.duration_since(*at) < limit);
-        kept.map(|(kept, _)| Arc::clone(kept))
-    };
-    if let Some(kept) = within(KEPT_FRESH) {
-        return Ok(kept);
-    }
     let request = SubscriptionsRequest {
         owner: identity.account.to_string(),
     };
     let span = gateway.tracer.calls("roster.subscriptions", trace);
     let cx = Cx::local().traced(span.traceparent());
-    let Ok(answer) = gateway.roster.subscriptions(&cx, request).await else {
-        return within(KEPT_LEASE).ok_or(Away);
+    let answer = gateway.roster.subscriptions(&cx, request).await;
+    let mut followed = identity.followed.lock();
+    let Ok(answer) = answer else {
+        let kept = followed.subscriptions.as_mut().ok_or(Away)?;
+        let since = *kept.unanswered.get_or_insert(now);
+        let holds = now.duration_since(since) < KEPT_LEASE;
+        return holds.then(|| Arc::clone(&kept.answer)).ok_or(Away);
     };
     let answer = Arc::new(answer);
-    let mut followed = identity.followed.lock();
     if followed.roster_changes == changes {
-        followed.subscriptions = Some((Arc::clone(&answer), now));
+        followed.subscriptions = Some(Kept {
+            answer: Arc::clone(&answer),
+            at: now,
+            unanswered: None,
+        });
     }
     Ok(answer)
 }

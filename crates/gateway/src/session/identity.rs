@@ -90,8 +90,8 @@ pub(crate) struct Followed {
     /// The shard has confirmed that messages to the bare JID come to it, and nothing since has taken
     /// that back.
     heard: bool,
-    /// Who hears whom, and since when; until a push or a notice tells of a change.
-    pub(crate) subscriptions: Option<(Arc<SubscriptionsResponse>, Instant)>,
+    /// Until a push or a notice tells of a change.
+    pub(crate) subscriptions: Option<Kept>,
     /// Changes of the roster heard of: an answer that one has overtaken is not kept.
     pub(crate) roster_changes: u64,
     /// Has asked for the block list, and is told of its changes (XEP-0191 §3.3).
@@ -104,6 +104,14 @@ pub(crate) struct Followed {
     pub(crate) moved: Pending,
     /// Whose presence it has still to ask for.
     pub(crate) probe: Vec<Arc<str>>,
+}
+
+/// Who hears whom, as the roster service has said.
+pub(crate) struct Kept {
+    pub(crate) answer: Arc<SubscriptionsResponse>,
+    pub(crate) at: Instant,
+    /// Since when it does not answer.
+    pub(crate) unanswered: Option<Instant>,
 }
 
 /// One change of that state.
