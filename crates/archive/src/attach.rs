@@ -383,15 +383,16 @@ impl<T> Shard<T> {
         follower.carbons = update.carbons;
         follower.interested = update.interested;
         let comes = follower.receives() && !before;
+        if comes {
+            self.hand_backlog(key);
+        }
+        // Behind that it lags, if it does: what has come then is known to both.
         self.send(
             id,
             attach_up::Item::Updated(Updated {
                 session: key.session,
             }),
         );
-        if comes {
-            self.hand_backlog(key);
-        }
     }
 
     fn acknowledge(&mut self, key: FollowerKey, ack: &Acknowledge) {

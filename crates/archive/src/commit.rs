@@ -36,6 +36,8 @@ const RECORD: Duration = Duration::from_micros(8);
 /// ...but for so many of the last 16 commits: a thread that had to wait for a processor says nothing
 /// of the disk.
 const SLOW_COMMITS: u32 = 4;
+/// A commit that takes so long is none of a quick disk.
+const STALL: Duration = Duration::from_millis(20);
 /// Size of the write-ahead log from which it is moved into the database.
 const WAL_BYTES: u64 = 4 * 1024 * 1024;
 /// Size from which writers wait for that, so that the file starts anew.
@@ -82,7 +84,7 @@ pub(crate) struct Committer<S> {
     pub(crate) ended: bool,
 }
 
-/// Which of the last 16 commits took the disk long, a bit each.
+/// Which of the last 16 commits of small groups took the disk long, a bit each.
 pub(crate) struct Pace(u16);
 
 impl Default for Pace {
@@ -94,9 +96,16 @@ impl Default for Pace {
 
 impl Pace {
     fn took(&mut self, time: Duration, records: usize) {
+        if records > IN_PLACE_RECORDS {
+            return; // most of it is the processor's
+        }
         let records = RECORD * u32::try_from(records).unwrap_or(u32::MAX);
         let is_slow = time.saturating_sub(records) >= QUICK;
-        self.0 = self.0 << 1 | u16::from(is_slow);
+        self.0 = if time >= STALL {
+            u16::MAX
+        } else {
+            self.0 << 1 | u16::from(is_slow)
+        };
     }
 
     fn is_quick(&self) -> bool {
@@ -166,9 +175,10 @@ fn run<S: LogStore + Send + 'static>(
                 return;
             }
         }
-        // As many pieces as the job is worth, and one that time is worth.
         let mut committer = committer.lock();
-        if let Err(reason) = committer.make_due() {
+        if !committer.ended
+            && let Err(reason) = committer.make_due()
+        {
             committer.end(&reason);
         }
         if committer.ended {
@@ -260,10 +270,10 @@ impl<S: LogStore + Send + 'static> Committer<S> {
         self.making.is_due(self.clock.monotonic())
     }
 
-    /// Makes as many pieces as are due. An error, here and below, says that what is on the disk is
+    /// Makes the piece that is due, and further ones for the records since. An error, here and below, says that what is on the disk is
     /// unknown.
     fn make_due(&mut self) -> Result<(), String> {
-        while !self.ended && self.is_due() && self.make_piece()? {}
+        while self.is_due() && self.make_piece()? && self.making.owes() {}
         Ok(())
     }
 

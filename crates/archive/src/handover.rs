@@ -36,13 +36,14 @@ impl<T> Shard<T> {
         attach: &AttachSession,
         first: FollowerKey,
     ) -> bool {
-        if attach.again && self.followers.get(&first).is_some_and(|f| f.bound) {
-            // Its gateway lost the stream, and `first` was bound meanwhile.
+        let earlier = self.handovers.iter().find(|(_, h)| h.first == first);
+        let earlier = earlier.map(|(other, h)| (*other, h.stream, h.until));
+        let is_bound = self.followers.get(&first).is_some_and(|f| f.bound);
+        if attach.again && (is_bound || earlier.is_some()) {
+            // Its gateway lost the stream, and another came meanwhile.
             self.say_end(stream, key, EndReason::Conflict);
             return true;
         }
-        let earlier = self.handovers.iter().find(|(_, h)| h.first == first);
-        let earlier = earlier.map(|(other, h)| (*other, h.stream, h.until));
         if let Some((other, stream, _)) = earlier {
             self.handovers.remove(&other);
             self.say_end(stream, other, EndReason::Conflict);

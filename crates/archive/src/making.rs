@@ -85,11 +85,15 @@ impl Making {
 
     /// Whether a piece is to be made now.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        let enough = match self.round {
+        self.owes() || self.due.is_some_and(|due| due <= now)
+    }
+
+    /// Whether one is to be made for the records since the last.
+    pub(crate) fn owes(&self) -> bool {
+        match self.round {
             Some(_) => self.since >= PIECE_RECORDS,
             None => self.fresh >= ROUND_RECORDS,
-        };
-        enough || self.due.is_some_and(|due| due <= now)
+        }
     }
 
     /// How long until one is, whatever comes.

@@ -281,10 +281,20 @@ fn a_group_is_committed_in_place_once_the_disk_has_been_quick() {
         assert!(thread.commits.in_place(of(group(next))).is_ok());
         next += 1;
     }
+    let slow = |time, records| thread.commits.committer.lock().pace.took(time, records);
+    slow(STALL, IN_PLACE_RECORDS + 1);
+    assert!(
+        thread.commits.in_place(of(group(next))).is_ok(),
+        "a large group says nothing"
+    );
+    next += 1;
     for _ in 0..=SLOW_COMMITS {
-        thread.commits.committer.lock().pace.took(2 * QUICK, 1);
+        slow(2 * QUICK, 1);
     }
     assert!(thread.commits.in_place(of(group(next))).is_err());
+    let mut pace = Pace(0);
+    pace.took(STALL, 1);
+    assert!(!pace.is_quick());
     assert_eq!(thread.close(), None);
 }
 

@@ -177,10 +177,53 @@ fn who_attaches_again_does_not_take_the_place_of_who_came_since() {
     assert_eq!((rig.attached(4, 2), rig.attached(3, 1)), (1, 0));
     // Of two that were there before the shard, nobody knows.
     rig.restart();
-    rig.hello(1, "gw1", 3);
-    rig.hello(2, "gw2", 3);
+    for gateway in 1..=3 {
+        rig.hello(gateway, &format!("gw{gateway}"), 3);
+    }
     rig.down(1, again(1));
     rig.down(2, again(2));
     assert_eq!(rig.end_of(1, 1), Some(EndReason::Conflict));
     assert_eq!(rig.attached(2, 2), 1);
+    // A newcomer that waits for its place is one too.
+    rig.attach(3, 3, "b@x/1");
+    rig.down(1, again(1));
+    assert_eq!((rig.attached(1, 1), rig.end_of(3, 3)), (1, None));
+    rig.detach(2, 2);
+    assert_eq!(rig.attached(3, 3), 1);
+}
+
+/// The shard is another, and the place says nothing of what was read back out of its turn.
+#[test]
+fn who_lagged_when_the_log_died_gets_the_rest_of_what_waited() {
+    let mut rig = Rig::new();
+    for _ in 0..100 {
+        rig.append(chat("a@x/1", "b@x"));
+    }
+    rig.hello(1, "gw1", 1);
+    let attach = AttachSession {
+        available: false,
+        credit: 10,
+        ..attaching(1, "b@x/1")
+    };
+    rig.down(1, attach_down::Item::Attach(attach));
+    rig.priority(1, 1, true, 0);
+    let last = rig.ups[&1].last().and_then(|up| up.item.clone());
+    assert!(
+        matches!(last, Some(attach_up::Item::Updated(_))),
+        "behind that it lags"
+    );
+    assert_eq!(rig.numbers(1, 1).len(), 10);
+    rig.restart();
+    rig.hello(1, "gw1", 2);
+    let again = AttachSession {
+        again: true,
+        available: false,
+        position: 100,
+        unacknowledged: (1..=10).collect(),
+        ..attaching(1, "b@x/1")
+    };
+    rig.down(1, attach_down::Item::Attach(again));
+    rig.priority(1, 1, true, 0);
+    rig.credit(1, 1, 200);
+    assert_eq!(rig.numbers(1, 1), (11..=100).collect::<Vec<_>>());
 }

@@ -356,6 +356,8 @@ impl Drop for Entered<'_> {
 }
 
 fn tell_attach(gateway: &Gateway, identity: &Identity) {
+    // Before it is told: on a later stream it is told again.
+    identity.followed.lock().attached_on = gateway.link.generation();
     gateway.link.tell(AttachDown {
         item: Some(attach_down::Item::Attach(attach_of(identity))),
     });

@@ -28,6 +28,11 @@ impl Connection {
         matches!(self, Self::Open(_))
     }
 
+    /// What comes is read.
+    pub(super) fn is_read(&self) -> bool {
+        matches!(self, Self::Open(_) | Self::Mute(..))
+    }
+
     pub(super) fn is_joining(&self) -> bool {
         matches!(self, Self::Joining(_))
     }

@@ -146,7 +146,7 @@ impl Session {
 
     fn reads_out(&self) -> bool {
         self.management.is_some()
-            && self.connection.is_open()
+            && self.connection.is_read()
             && self.ending.as_ref().is_some_and(|ending| ending.frames > 0)
     }
 }

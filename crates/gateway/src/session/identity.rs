@@ -86,6 +86,10 @@ pub(crate) struct Followed {
     sent: u64,
     confirmed: u64,
     covered: u64,
+    /// The shard has not confirmed that attachment.
+    attaching: bool,
+    /// The stream to the shard on which it said last that it attaches.
+    pub(crate) attached_on: u64,
     waiting: Option<(u64, oneshot::Sender<()>)>,
     /// The shard has confirmed that messages to the bare JID come to it, and nothing since has taken
     /// that back.
@@ -225,11 +229,16 @@ impl Followed {
     }
 
     /// Whether it attaches again as available, and the update to send behind: what waits for who
-    /// becomes available is handed out when the shard hears of that, not when it attaches.
-    pub(crate) fn again(&mut self, session: u64) -> (bool, Option<UpdateSession>) {
-        let comes = self.receives() && !self.heard;
+    /// becomes available is handed out when the shard hears of that, not when it attaches. While it
+    /// lags, what waited may not all have come.
+    pub(crate) fn again(&mut self, session: u64, lags: bool) -> (bool, Option<UpdateSession>) {
+        let comes = self.receives() && (!self.heard || lags);
+        if comes && self.sent == self.confirmed {
+            self.sent += 1;
+        }
         // What was sent before is superseded.
         self.covered = self.sent.saturating_sub(u64::from(comes));
+        self.attaching = true;
         (
             self.available && !comes,
             comes.then(|| self.update(session)),
@@ -262,11 +271,15 @@ impl Followed {
 
     /// The shard confirms the oldest update that it has not confirmed.
     pub(crate) fn updated(&mut self) {
+        if self.attaching {
+            return; // it was said before the attachment, which covers it
+        }
         self.confirm((self.confirmed + 1).min(self.sent));
     }
 
     /// Attached: whatever was sent before that is confirmed or superseded.
     pub(crate) fn attached(&mut self) {
+        self.attaching = false;
         self.confirm(self.confirmed.max(self.covered));
     }
 
@@ -343,7 +356,9 @@ mod tests {
         let (_, mut wait) = followed.change(1, Change::Carbons(true)).unwrap();
         followed.attached();
         assert!(wait.try_recv().is_err(), "of before");
-        assert_eq!(followed.again(1), (false, None));
+        assert_eq!(followed.again(1, true), (false, None));
+        followed.updated();
+        assert_eq!(followed.confirmed, 0, "said before it attached");
         let (_, mut later) = followed.change(1, Change::Interested).unwrap();
         followed.attached();
         assert_eq!((followed.confirmed, followed.sent), (1, 2));
@@ -357,20 +372,28 @@ mod tests {
         let mut followed = Followed::default();
         let (said, mut wait) = followed.change(1, Change::Presence(Some(3))).unwrap();
         for _ in 0..2 {
-            assert_eq!(followed.again(1), (false, Some(said)));
+            assert_eq!(followed.again(1, false), (false, Some(said)));
             followed.attached();
             assert!(wait.try_recv().is_err());
         }
         followed.updated();
         assert!(wait.try_recv().is_ok());
-        assert_eq!(followed.again(1), (true, None));
+        assert_eq!(followed.again(1, false), (true, None));
+        followed.attached();
+        // What waited may not all have come.
+        assert_eq!(followed.again(1, true), (false, Some(said)));
+        followed.attached();
+        assert!(followed.confirmed < followed.sent);
+        followed.updated();
+        assert_eq!(followed.again(1, false), (true, None));
+        followed.attached();
         // Away and back, of which the shard has heard the first only.
         followed.change(1, Change::Presence(None)).unwrap();
         followed.updated();
         followed.change(1, Change::Presence(Some(3))).unwrap();
-        assert_eq!(followed.again(1), (false, Some(said)));
+        assert_eq!(followed.again(1, false), (false, Some(said)));
         // A negative priority gets nothing that waits.
         followed.change(1, Change::Presence(Some(-1))).unwrap();
-        assert_eq!(followed.again(1), (true, None));
+        assert_eq!(followed.again(1, false), (true, None));
     }
 }

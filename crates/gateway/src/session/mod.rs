@@ -101,8 +101,6 @@ pub(crate) struct Session {
     ask_at: Option<Instant>,
     /// Own place in the log while the session lags.
     position: Option<u64>,
-    /// The stream to the shard on which it said that it attaches.
-    attached_on: u64,
     /// The place it attached at again, until the shard confirms: on a further loss it still holds.
     place: Option<u64>,
     /// Attached again: entries may come twice.
@@ -132,7 +130,6 @@ impl Session {
         Self {
             shaping: Shaping::new(own.0, own.1, now),
             shared,
-            attached_on: gateway.link.generation(),
             gateway,
             handle,
             connection: Connection::Open(transport),
@@ -337,8 +334,11 @@ impl Session {
     /// that of the stream before.
     fn attach_again(&mut self, place: u64) {
         let generation = self.gateway.link.generation();
-        if std::mem::replace(&mut self.attached_on, generation) == generation {
-            return;
+        {
+            let mut followed = self.handle.identity.followed.lock();
+            if std::mem::replace(&mut followed.attached_on, generation) == generation {
+                return;
+            }
         }
         let mut unacknowledged: Vec<u64> = self.unwritten.clone();
         unacknowledged.extend(self.management.iter().flat_map(|sm| sm.entries()));
@@ -355,7 +355,7 @@ impl Session {
         let identity = &self.handle.identity;
         let (attach, update) = {
             let mut followed = identity.followed.lock();
-            let (available, update) = followed.again(identity.number);
+            let (available, update) = followed.again(identity.number, self.position.is_some());
             let attach = AttachSession {
                 available,
                 priority: followed.priority.into(),
