@@ -270,8 +270,8 @@ impl<S: LogStore + Send + 'static> Committer<S> {
         self.making.is_due(self.clock.monotonic())
     }
 
-    /// Makes the piece that is due, and further ones for the records since. An error, here and below, says that what is on the disk is
-    /// unknown.
+    /// Makes the piece that is due, and further ones for the records since. An error, here and below,
+    /// says that what is on the disk is unknown.
     fn make_due(&mut self) -> Result<(), String> {
         while self.is_due() && self.make_piece()? && self.making.owes() {}
         Ok(())

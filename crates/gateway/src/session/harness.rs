@@ -11,10 +11,10 @@ use chancery_xml::{Frame, Framer, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::fake_archive::{ArchiveHandle, FakeArchive};
 use super::fake_pubsub::FakePubsub;
 use super::fakes::{
-    ArchiveHandle, FakeArchive, FakeDirectory, FakePolicy, FakePresence, FakeRoster, PolicyHandle,
-    PresenceHandle,
+    FakeDirectory, FakePolicy, FakePresence, FakeRoster, PolicyHandle, PresenceHandle,
 };
 use crate::admission::Admitted;
 use crate::config::Config;

@@ -489,6 +489,8 @@ mod colleague_tests;
 #[cfg(test)]
 mod end_tests;
 #[cfg(test)]
+mod fake_archive;
+#[cfg(test)]
 mod fake_pubsub;
 #[cfg(test)]
 mod fakes;
