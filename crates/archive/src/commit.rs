@@ -1,10 +1,9 @@
 //! The commit thread: seals a group, chains it, and writes its records in one durable transaction;
 //! the rows of their entries follow (`making.rs`), after the answers, in some that need not be
-//! durable. And the thread that checkpoints the write-ahead log. Owns the writing connection and
-//! the chain's last hash. Refuses to decide anything, and to go on after an error whose effect is
-//! unknown.
+//! durable. Owns the writing connection and the chain's last hash. Refuses to decide anything, and
+//! to go on after an error whose effect is unknown.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -12,7 +11,7 @@ use std::time::Duration;
 
 use chancery_evidence::{Hash, KeyRing};
 use chancery_runtime::{Clock, Failpoints, Ids};
-use chancery_store::{Checkpoint, Profile, StoreError, checkpoint, open};
+use chancery_store::StoreError;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
@@ -38,14 +37,6 @@ const RECORD: Duration = Duration::from_micros(8);
 const SLOW_COMMITS: u32 = 4;
 /// A commit that takes so long is none of a quick disk.
 const STALL: Duration = Duration::from_millis(20);
-/// Size of the write-ahead log from which it is moved into the database.
-const WAL_BYTES: u64 = 4 * 1024 * 1024;
-/// Size from which writers wait for that, so that the file starts anew.
-const WAL_RESTART_BYTES: u64 = 64 * 1024 * 1024;
-/// The log is moved at least this often, whatever its size.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
-const CHECKPOINT_POLL: Duration = Duration::from_millis(250);
-
 /// Ends the process, because what is on the disk is unknown.
 pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -445,59 +436,6 @@ fn note_act(
         }
     }
     Ok(())
-}
-
-/// Starts the checkpointing thread. It ends, after a last checkpoint, when the sender is dropped.
-pub(crate) fn start_checkpoints(
-    path: &Path,
-    clock: Clock,
-    fatal: Fatal,
-) -> Result<(SyncSender<()>, JoinHandle<()>), StoreError> {
-    let connection = open(path, Profile::log())?;
-    let wal = wal_of(path);
-    let (end, ended) = sync_channel::<()>(1);
-    let run = move || {
-        let mut last = clock.monotonic();
-        loop {
-            let over = matches!(
-                ended.recv_timeout(CHECKPOINT_POLL),
-                Err(RecvTimeoutError::Disconnected) | Ok(())
-            );
-            let size = std::fs::metadata(&wal).map_or(0, |meta| meta.len());
-            let now = clock.monotonic();
-            let due = now.saturating_duration_since(last) >= CHECKPOINT_INTERVAL;
-            if over || size >= WAL_BYTES || (due && size > 0) {
-                last = now;
-                let mut result = checkpoint(&connection, Checkpoint::Passive);
-                // The passive one has moved nearly everything; the rest is short.
-                if result.is_ok() && size >= WAL_RESTART_BYTES {
-                    result = checkpoint(&connection, Checkpoint::Restart);
-                }
-                if let Err(error) = result {
-                    if error.is_fatal() {
-                        tracing::error!(%error, "the log cannot be moved, ending the process");
-                        fatal(&error.to_string());
-                        return;
-                    }
-                    tracing::warn!(%error, "a checkpoint failed");
-                }
-            }
-            if over {
-                return;
-            }
-        }
-    };
-    let thread = std::thread::Builder::new()
-        .name("archive-checkpoint".to_owned())
-        .spawn(run)
-        .map_err(|source| StoreError::io(path, source))?;
-    Ok((end, thread))
-}
-
-fn wal_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    name.into()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod accept;
 mod actor;
 mod attach;
+mod checkpoint;
 mod commit;
 mod config;
 mod deliver;

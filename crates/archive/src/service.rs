@@ -24,7 +24,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::actor::{Actor, Command, Token, now};
-use crate::commit::{Committer, Fatal, Pace, start_checkpoints};
+use crate::checkpoint::start_checkpoints;
+use crate::commit::{Committer, Fatal, Pace};
 use crate::config::{Config, PreferencesBy};
 use crate::export::{CHUNKS_LIMIT, Export};
 use crate::history::History;

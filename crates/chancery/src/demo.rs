@@ -248,7 +248,7 @@ fn explain(settings: &Settings, passwords: &[String], temporary: bool) {
     if temporary {
         say!("Ctrl-C ends it and removes {data}; --data DIR keeps what was written.");
     } else {
-        say!("Ctrl-C ends it.");
+        say!("Ctrl-C ends it. Each start gives everybody a new password.");
     }
 }
 

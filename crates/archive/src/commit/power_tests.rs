@@ -12,9 +12,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
+use std::path::Path;
 
 use chancery_evidence::{ExportWriter, Finding, Kind, Outcome, verify};
 use chancery_runtime::Metrics;
+use chancery_store::{Checkpoint, Profile, checkpoint, open};
 use chancery_testkit::disk::{Disk, Image, Op, ROOT, layer};
 use chancery_testkit::power::{Cut, Dice, LOSSES, Loss, States, digest};
 use rusqlite::Connection;

@@ -11,6 +11,7 @@ use chancery_evidence::{DEPLOYMENT, Kind};
 use chancery_runtime::Metrics;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::path::Path;
 
 /// Fails as told, then works.
 struct Broken(VecDeque<Option<ErrorKind>>);
