@@ -29,6 +29,8 @@ use crate::store::{LogStore, SqliteLog};
 
 /// Time passes for the sequencer in steps of this.
 const TICK: Duration = Duration::from_millis(25);
+/// More commands within this after the last ones are load.
+const BUSY: Duration = Duration::from_micros(500);
 /// Commands taken at once.
 const COMMANDS_AT_ONCE: usize = 256;
 /// Questions of one read.
@@ -102,6 +104,7 @@ impl<S: LogStore + Send + 'static> Actor<S> {
         let mut commands = Vec::with_capacity(COMMANDS_AT_ONCE);
         let mut close_by = None;
         let mut next_tick = self.shard.now.monotonic;
+        let mut busy_until = next_tick;
         self.step();
         loop {
             tokio::select! {
@@ -120,7 +123,7 @@ impl<S: LogStore + Send + 'static> Actor<S> {
                     if taken == 0 {
                         self.commands.close();
                     }
-                    if taken > 1 {
+                    if taken > 1 || self.shard.now.monotonic < busy_until {
                         // Under load: whoever is ready to submit does so first, for one commit.
                         tokio::task::yield_now().await;
                         while commands.len() < COMMANDS_AT_ONCE
@@ -130,6 +133,7 @@ impl<S: LogStore + Send + 'static> Actor<S> {
                         }
                         self.set_now();
                     }
+                    busy_until = self.shard.now.monotonic + BUSY;
                     for command in commands.drain(..) {
                         self.command(command);
                     }
