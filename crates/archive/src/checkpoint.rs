@@ -63,7 +63,10 @@ pub(crate) fn start_checkpoints(
                         fatal(&error.to_string());
                         return;
                     }
-                    Err(error) => tracing::warn!(%error, "a checkpoint failed"),
+                    Err(error) => {
+                        tracing::warn!(%error, "a checkpoint failed");
+                        rest.time = REST_MAX;
+                    }
                 }
             }
             if over {
