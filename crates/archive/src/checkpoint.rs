@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use chancery_runtime::Clock;
 use chancery_store::{Checkpoint, Checkpointed, Profile, StoreError, checkpoint, open};
+use rusqlite::Connection;
 
 use crate::commit::Fatal;
 
-/// Size of the write-ahead log from which it is moved into the database.
+/// Size of the write-ahead log's file from which it is moved into the database.
 const WAL_BYTES: u64 = 4 * 1024 * 1024;
-/// Size from which writers wait for that, so that the file starts anew.
-const WAL_RESTART_BYTES: u64 = 64 * 1024 * 1024;
+/// Pages in it, of 4 KiB, from which writers wait for that, so that it starts anew. Not the file's
+/// size: what has grown stays, and they would wait at every move.
+const RESTART_PAGES: i64 = 16 * 1024;
 /// The log is moved at least this often, whatever its size.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// What is to be moved at once: a millisecond of a processor.
@@ -48,12 +50,7 @@ pub(crate) fn start_checkpoints(
             let due = now.saturating_duration_since(last) >= INTERVAL;
             if over || size >= WAL_BYTES || (due && size > 0) {
                 last = now;
-                let mut result = checkpoint(&connection, Checkpoint::Passive);
-                // The passive one has moved nearly everything; the rest is short.
-                if result.is_ok() && size >= WAL_RESTART_BYTES {
-                    result = checkpoint(&connection, Checkpoint::Restart);
-                }
-                match result {
+                match checkpointed(&connection) {
                     Ok(done) => {
                         let took = clock.monotonic().saturating_duration_since(now);
                         rest.after(&done, took);
@@ -81,10 +78,20 @@ pub(crate) fn start_checkpoints(
     Ok((end, thread))
 }
 
+/// Moves what can be moved.
+fn checkpointed(connection: &Connection) -> Result<Checkpointed, StoreError> {
+    let done = checkpoint(connection, Checkpoint::Passive)?;
+    if done.log_pages < RESTART_PAGES {
+        return Ok(done);
+    }
+    // The passive one has moved nearly everything; the rest is short.
+    checkpoint(connection, Checkpoint::Restart)
+}
+
 /// How long it is to the next move: as long as the log takes to grow by [`PAGES`].
 struct Rest {
     time: Duration,
-    /// Pages of the log's file that had been moved when it began.
+    /// Pages of the log that have been moved since it was begun anew.
     moved: i64,
 }
 
@@ -98,16 +105,13 @@ impl Default for Rest {
 }
 
 impl Rest {
-    /// Twice as long at most, and half as short, as the one before.
+    /// Half to twice the one before, but for what the move took.
     fn after(&mut self, done: &Checkpointed, took: Duration) {
-        // The file was begun anew.
-        let before = if done.moved_pages < self.moved {
-            0
-        } else {
-            self.moved
-        };
+        if done.moved_pages < self.moved {
+            self.moved = 0; // the log was begun anew
+        }
+        let pages = (done.moved_pages - self.moved).clamp(PAGES / 2, PAGES * 2);
         self.moved = done.moved_pages;
-        let pages = (done.moved_pages - before).clamp(PAGES / 2, PAGES * 2);
         let even = self.time.mul_f64(PAGES as f64 / pages as f64);
         self.time = even.max(took * REST_TIMES).clamp(REST_MIN, REST_MAX);
     }

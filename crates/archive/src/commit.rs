@@ -37,6 +37,7 @@ const RECORD: Duration = Duration::from_micros(8);
 const SLOW_COMMITS: u32 = 4;
 /// A commit that takes so long is none of a quick disk.
 const STALL: Duration = Duration::from_millis(20);
+
 /// Ends the process, because what is on the disk is unknown.
 pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
 
