@@ -125,7 +125,9 @@ fn wal_of(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use chancery_store::Synchronous;
 
     /// Moves a log that grows by so many pages a second, each move taking so long; gives the rest
     /// it comes to.
@@ -165,5 +167,40 @@ mod tests {
         assert_eq!(settles(rest, 27_000.0, slow), 3 * slow);
         let stuck = Duration::from_secs(2);
         assert_eq!(settles(rest, 27_000.0, stuck), REST_MAX);
+    }
+
+    #[test]
+    fn a_file_that_was_long_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.db");
+        let profile = Profile {
+            synchronous: Synchronous::Normal,
+            busy_timeout: Duration::from_millis(50),
+            ..Profile::log()
+        };
+        let [writer, reader, mover] = [(); 3].map(|()| open(&path, profile).unwrap());
+        writer.execute_batch("CREATE TABLE t (x BLOB)").unwrap();
+        let write = |pages: i64| {
+            writer
+                .execute("INSERT INTO t VALUES (zeroblob(?1))", [pages * 4096])
+                .unwrap();
+        };
+        write(RESTART_PAGES);
+        let done = checkpointed(&mover).unwrap();
+        assert!(!done.blocked && done.log_pages >= RESTART_PAGES, "{done:?}");
+
+        write(1);
+        // Whoever reads is waited for only by a move that begins the log anew.
+        let reads = "BEGIN; SELECT count(*) FROM t";
+        reader.execute_batch(reads).unwrap();
+        write(1);
+        let size = std::fs::metadata(wal_of(&path)).unwrap().len();
+        assert!(size >= RESTART_PAGES as u64 * 4096);
+        let done = checkpointed(&mover).unwrap();
+        assert!(!done.blocked && done.log_pages < 100, "{done:?}");
+
+        write(RESTART_PAGES);
+        let done = checkpointed(&mover).unwrap();
+        assert!(done.blocked, "the test's reader is in the way: {done:?}");
     }
 }
