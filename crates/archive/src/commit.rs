@@ -112,6 +112,27 @@ pub(crate) struct Commits<S> {
 }
 
 impl<S: LogStore + Send + 'static> Commits<S> {
+    /// With the thread's end of the way to it.
+    fn new(committer: Committer<S>) -> (Self, Receiver<Job>) {
+        let (sender, jobs) = sync_channel(JOBS_LIMIT);
+        let commits = Self {
+            jobs: sender,
+            committer: Arc::new(Mutex::new(committer)),
+        };
+        (commits, jobs)
+    }
+
+    fn start(
+        &self,
+        jobs: Receiver<Job>,
+        done: mpsc::Sender<Done>,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let committer = Arc::clone(&self.committer);
+        std::thread::Builder::new()
+            .name("archive-commit".to_owned())
+            .spawn(move || run(&committer, &jobs, &done))
+    }
+
     /// Tells the thread; gives the job back when it has no room or is gone.
     pub(crate) fn tell(&self, job: Job) -> Result<(), Job> {
         self.jobs.try_send(job).map_err(|error| match error {
@@ -211,14 +232,9 @@ impl<S: LogStore + Send + 'static> Committer<S> {
         self,
         done: mpsc::Sender<Done>,
     ) -> std::io::Result<(Commits<S>, JoinHandle<()>)> {
-        let (sender, jobs) = sync_channel(JOBS_LIMIT);
-        let committer = Arc::new(Mutex::new(self));
-        let of_thread = Arc::clone(&committer);
-        let thread = std::thread::Builder::new()
-            .name("archive-commit".to_owned())
-            .spawn(move || run(&of_thread, &jobs, &done))?;
-        let jobs = sender;
-        Ok((Commits { jobs, committer }, thread))
+        let (commits, jobs) = Commits::new(self);
+        let thread = commits.start(jobs, done)?;
+        Ok((commits, thread))
     }
 
     /// Does a job; `None` ends the thread.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
 use crate::entry::Entry;
-use crate::making::ROUND_RECORDS;
+use crate::making::{ROUND_INTERVAL, ROUND_RECORDS};
 use crate::pending::PendingEntries;
 use crate::shard::Act;
 use crate::store::Head;
@@ -70,26 +70,39 @@ fn group(first: u64) -> Job {
     })
 }
 
-/// A commit thread whose store answers `results`, then works; and what ended it.
+/// A committer whose store answers `results`, then works, on a clock that stands; its thread has not
+/// begun, and so holds no lock.
+struct Idle {
+    commits: Commits<Broken>,
+    jobs: Receiver<Job>,
+    ended: Arc<Mutex<Option<String>>>,
+    entries: Arc<PendingEntries>,
+    clock: Clock,
+    dir: tempfile::TempDir,
+}
+
+/// With its thread; and what ended it.
 struct Thread {
     commits: Commits<Broken>,
     done: mpsc::Receiver<Done>,
     thread: JoinHandle<()>,
-    ended: Arc<parking_lot::Mutex<Option<String>>>,
+    ended: Arc<Mutex<Option<String>>>,
     entries: Arc<PendingEntries>,
+    clock: Clock,
     _dir: tempfile::TempDir,
 }
 
-fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
+fn idle(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Idle {
     let dir = tempfile::tempdir().unwrap();
     let key_file = dir.path().join("keys.json");
     let ids = Ids::seeded(3);
     let ring = seal::load_keys(&key_file, false, &["x".to_owned()], &ids).unwrap();
-    let ended = Arc::new(parking_lot::Mutex::new(None));
+    let ended = Arc::new(Mutex::new(None));
     let end = Arc::clone(&ended);
     let making = Making::default();
     let entries = Arc::clone(&making.entries);
-    let committer = Committer {
+    let clock = Clock::manual(1);
+    let (commits, jobs) = Commits::new(Committer {
         store: Broken(results.into_iter().collect()),
         number: 0,
         hash: ring.genesis(0),
@@ -101,21 +114,55 @@ fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
         shard: 0,
         epoch: 1,
         ids,
-        clock: Clock::real(),
+        clock: clock.clone(),
         failpoints: Failpoints::off(),
         metrics: ArchiveMetrics::new(&Metrics::new()),
         fatal: Arc::new(move |reason: &str| *end.lock() = Some(reason.to_owned())),
         ended: false,
-    };
-    let (sender, done) = mpsc::channel(4);
-    let (commits, thread) = committer.start(sender).unwrap();
-    Thread {
+    });
+    Idle {
         commits,
-        done,
-        thread,
+        jobs,
         ended,
         entries,
-        _dir: dir,
+        clock,
+        dir,
+    }
+}
+
+fn start(results: impl IntoIterator<Item = Option<ErrorKind>>) -> Thread {
+    idle(results).start()
+}
+
+impl Idle {
+    fn start(self) -> Thread {
+        let (sender, done) = mpsc::channel(4);
+        Thread {
+            thread: self.commits.start(self.jobs, sender).unwrap(),
+            commits: self.commits,
+            done,
+            ended: self.ended,
+            entries: self.entries,
+            clock: self.clock,
+            _dir: self.dir,
+        }
+    }
+
+    /// Commits until the disk has shown that it is quick; gives the number of the next record.
+    fn warm(&self) -> u64 {
+        for number in 1..ROUND_RECORDS as u64 / 2 {
+            let (done, here) = match self.commits.in_place(of(group(number))) {
+                Ok(done) => (done, true),
+                Err(group) => (self.commits.committer.lock().work(Job::Group(group)), false),
+            };
+            assert!(matches!(done, Some(Done::Group(Ok(_)))));
+            if here {
+                let least = 16 - u64::from(SLOW_COMMITS);
+                assert!(number > least, "too little was known of it");
+                return number + 1;
+            }
+        }
+        panic!("it never counted as quick");
     }
 }
 
@@ -193,6 +240,7 @@ fn entries_are_made_by_number_by_time_and_at_the_end() {
     }
     // The rest by time.
     while thread.entries.len() > 0 {
+        thread.clock.advance(ROUND_INTERVAL);
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(thread.call(stanzas(next, 200)), Some(true));
@@ -238,85 +286,68 @@ fn of(job: Job) -> Group {
     }
 }
 
-/// Commits until the disk has shown that it is quick; gives the number of the next record.
-fn warm(thread: &mut Thread) -> u64 {
-    for number in 1..ROUND_RECORDS as u64 / 2 {
-        match thread.commits.in_place(of(group(number))) {
-            Ok(done) => {
-                assert!(matches!(done, Some(Done::Group(Ok(_)))));
-                assert!(
-                    number > 16 - u64::from(SLOW_COMMITS),
-                    "too little was known of it"
-                );
-                return number + 1;
-            }
-            Err(group) => assert_eq!(thread.call(Job::Group(group)), Some(true)),
-        }
-    }
-    panic!("it never counted as quick");
-}
-
 #[test]
 fn a_group_is_committed_in_place_once_the_disk_has_been_quick() {
-    let mut thread = start([]);
-    let next = warm(&mut thread);
+    let idle = idle([]);
+    let next = idle.warm();
     let many = IN_PLACE_RECORDS as u64 + 1;
-    assert!(thread.commits.in_place(of(stanzas(next, many))).is_err());
-    assert!(thread.commits.in_place(of(stanzas(next, 1))).is_ok());
+    assert!(idle.commits.in_place(of(stanzas(next, many))).is_err());
+    assert!(idle.commits.in_place(of(stanzas(next, 1))).is_ok());
     // Whoever commits here makes what is due, a piece at a time.
     let mut next = next + 1;
     let full = IN_PLACE_RECORDS as u64;
     for _ in 0..=ROUND_RECORDS / IN_PLACE_RECORDS {
-        assert!(thread.commits.in_place(of(stanzas(next, full))).is_ok());
+        assert!(idle.commits.in_place(of(stanzas(next, full))).is_ok());
         next += full;
     }
-    let before = thread.entries.len();
-    thread.commits.make_in_place();
-    let after = thread.entries.len();
+    let before = idle.entries.len();
+    idle.commits.make_in_place();
+    let after = idle.entries.len();
     assert!(0 < after && after < before, "{before}, {after}");
-    let busy = thread.commits.committer.lock();
-    assert!(thread.commits.in_place(of(group(next))).is_err());
+    let busy = idle.commits.committer.lock();
+    assert!(idle.commits.in_place(of(group(next))).is_err());
     drop(busy);
     for _ in 0..SLOW_COMMITS {
-        thread.commits.committer.lock().pace.took(2 * QUICK, 1);
-        assert!(thread.commits.in_place(of(group(next))).is_ok());
+        idle.commits.committer.lock().pace.took(2 * QUICK, 1);
+        assert!(idle.commits.in_place(of(group(next))).is_ok());
         next += 1;
     }
-    let slow = |time, records| thread.commits.committer.lock().pace.took(time, records);
+    let slow = |time, records| idle.commits.committer.lock().pace.took(time, records);
     slow(STALL, IN_PLACE_RECORDS + 1);
     assert!(
-        thread.commits.in_place(of(group(next))).is_ok(),
+        idle.commits.in_place(of(group(next))).is_ok(),
         "a large group says nothing"
     );
     next += 1;
     for _ in 0..=SLOW_COMMITS {
         slow(2 * QUICK, 1);
     }
-    assert!(thread.commits.in_place(of(group(next))).is_err());
+    assert!(idle.commits.in_place(of(group(next))).is_err());
     let mut pace = Pace(0);
     pace.took(STALL, 1);
     assert!(!pace.is_quick());
-    assert_eq!(thread.close(), None);
+    assert_eq!(*idle.ended.lock(), None);
 }
 
 #[test]
 fn with_failpoints_nothing_is_committed_in_place() {
-    let mut thread = start([]);
-    let next = warm(&mut thread);
-    let failpoints = thread.commits.committer.lock().failpoints.clone();
+    let idle = idle([]);
+    let next = idle.warm();
+    let failpoints = idle.commits.committer.lock().failpoints.clone();
     failpoints.set("archive::commit::before", "off").unwrap();
-    assert!(thread.commits.in_place(of(group(next))).is_err());
-    assert_eq!(thread.close(), None);
+    assert!(idle.commits.in_place(of(group(next))).is_err());
+    assert_eq!(*idle.ended.lock(), None);
 }
 
 #[test]
 fn an_error_in_place_ends_the_process_and_the_thread() {
-    let mut thread = start([]);
-    let next = warm(&mut thread);
-    thread.commits.committer.lock().store = Broken([Some(ErrorKind::Other)].into());
-    assert!(matches!(thread.commits.in_place(of(group(next))), Ok(None)));
-    assert!(thread.ended.lock().is_some());
-    assert!(thread.commits.in_place(of(group(next))).is_err());
+    let idle = idle([]);
+    let next = idle.warm();
+    idle.commits.committer.lock().store = Broken([Some(ErrorKind::Other)].into());
+    assert!(matches!(idle.commits.in_place(of(group(next))), Ok(None)));
+    assert!(idle.ended.lock().is_some());
+    assert!(idle.commits.in_place(of(group(next))).is_err());
+    let mut thread = idle.start();
     let answer = thread.call(Job::Save(Vec::new()));
     assert_eq!(answer, None, "nothing more is written, and no word of it");
     assert!(thread.close().is_some());
