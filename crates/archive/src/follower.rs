@@ -12,7 +12,11 @@ use crate::item::Envelope;
 
 /// Entries that wait for a session that lags: a full mailbox of backlog, and as many on top.
 pub(crate) const LAG_ENTRIES: usize = 20_000;
-/// Ephemeral items that wait for a session that lags.
+/// Ephemeral items that wait for a session that lags: chat states up to here...
+pub(crate) const LAG_SIGNALS: usize = 16;
+/// ...requests of anybody up to here...
+pub(crate) const LAG_REQUESTS: usize = 48;
+/// ...and answers, and what the server says itself, up to here.
 pub(crate) const LAG_EPHEMERALS: usize = 64;
 /// What waits for room on one stream, above which its sessions lag.
 pub(crate) const OUTBOX_ITEMS: usize = 1_024;

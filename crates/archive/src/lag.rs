@@ -4,12 +4,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use chancery_api::archive::{EndReason, EndSession, Form, Lagging, Target, attach_up};
+use chancery_api::Kind;
+use chancery_api::archive::{
+    AppendItem, Audience, EndReason, EndSession, Form, Lagging, Target, attach_up,
+};
 use chancery_xmpp::routing::{self, Delivery};
 
 use crate::entry::Entry;
 use crate::follower::{
-    CatchUp, Follower, FollowerKey, LAG_ENTRIES, LAG_EPHEMERALS, Lag, Queued, Stream, StreamId,
+    CatchUp, Follower, FollowerKey, LAG_ENTRIES, LAG_EPHEMERALS, LAG_REQUESTS, LAG_SIGNALS, Lag,
+    Queued, Stream, StreamId,
 };
 use crate::item::Envelope;
 use crate::read::{PAGE_ENTRIES, Range, Read, ReadPage, ReadRange};
@@ -72,9 +76,21 @@ fn request(queued: &Queued, tail: &Tail) -> Option<(Arc<Envelope>, Form)> {
         Queued::Ephemeral { envelope, form } | Queued::Read { envelope, form } => (envelope, form),
         Queued::Entry { number, form, .. } => (tail.get(*number)?, form),
     };
-    let wire = &envelope.item.wire;
-    let asks = wire.kind() == chancery_api::Kind::Iq && matches!(&*wire.r#type, "get" | "set");
-    asks.then(|| (Arc::clone(envelope), *form))
+    asks(&envelope.item.wire).then(|| (Arc::clone(envelope), *form))
+}
+
+/// How many ephemeral items may wait before one like this: whoever sends many leaves room for what
+/// matters more.
+fn room(item: &AppendItem) -> usize {
+    match item.kind() {
+        Kind::Message => LAG_SIGNALS,
+        Kind::Iq if asks(item) && item.audience() == Audience::Unspecified => LAG_REQUESTS,
+        _ => LAG_EPHEMERALS,
+    }
+}
+
+fn asks(item: &AppendItem) -> bool {
+    item.kind() == Kind::Iq && matches!(&*item.r#type, "get" | "set")
 }
 
 impl<T> Shard<T> {
@@ -139,12 +155,10 @@ impl<T> Shard<T> {
             return Handed::Later;
         };
         if let Queued::Ephemeral { envelope, .. } = &queued {
-            if lag.ephemerals >= LAG_EPHEMERALS {
+            let item = &envelope.item.wire;
+            if lag.ephemerals >= room(item) {
                 // A lost result would leave its asker waiting for ever: the session ends instead.
-                let item = &envelope.item;
-                let result = matches!(item.wire.r#type.as_str(), "result" | "error")
-                    && item.wire.kind() == chancery_api::Kind::Iq;
-                if result {
+                if item.kind() == Kind::Iq && matches!(&*item.r#type, "result" | "error") {
                     self.end_session(key, Some(EndReason::Lag));
                     return Handed::Later;
                 }

@@ -71,7 +71,8 @@ impl Item {
 }
 
 const CHAT_STATES: &[&str] = &["active", "composing", "paused", "inactive", "gone"];
-const HINTS: &[&str] = &["no-store", "no-permanent-store", "no-copy", "store"];
+/// `store` asks that there be a record.
+const HINTS: &[&str] = &["no-store", "no-permanent-store", "no-copy"];
 const SHOWS: &[&str] = &["away", "chat", "dnd", "xa"];
 
 /// Children of exempt messages; a message without any child is recorded.

@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 
 use crate::stanza::{IqType, MessageType, PresenceType, StanzaType};
 
-/// What the table must know of a stanza; travels beside its bytes.
+/// What the table must know of a stanza.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Facts {
     pub type_: StanzaType,
@@ -281,7 +281,7 @@ fn address(audience: Audience, sessions: &[SessionState<'_>], deliveries: &mut [
     }
 }
 
-/// Every stanza type, in the order of their numbers on the wire.
+/// Every stanza type.
 const TYPES: [StanzaType; 17] = [
     StanzaType::Message(MessageType::Normal),
     StanzaType::Message(MessageType::Chat),
@@ -301,39 +301,6 @@ const TYPES: [StanzaType; 17] = [
     StanzaType::Iq(IqType::Result),
     StanzaType::Iq(IqType::Error),
 ];
-
-const TYPE_BITS: u32 = 8;
-
-impl Facts {
-    /// A number for the wire; never 0.
-    pub fn to_bits(self) -> u32 {
-        let at = TYPES
-            .iter()
-            .position(|type_| *type_ == self.type_)
-            .unwrap_or(TYPES.len());
-        let flags = [self.has_body, self.carbon, self.muc_private, self.keep];
-        let flags = flags
-            .iter()
-            .rev()
-            .fold(0, |bits, flag| bits << 1 | u32::from(*flag));
-        flags << TYPE_BITS | (u32::try_from(at).unwrap_or(u32::MAX) + 1)
-    }
-
-    /// Reads what [`Facts::to_bits`] wrote; `None` for anything else.
-    pub fn from_bits(bits: u32) -> Option<Self> {
-        let at = (bits & ((1 << TYPE_BITS) - 1)).checked_sub(1)?;
-        let type_ = *TYPES.get(at as usize)?;
-        let flags = bits >> TYPE_BITS;
-        let flag = |at: u32| flags >> at & 1 == 1;
-        (flags < 16).then(|| Self {
-            type_,
-            has_body: flag(0),
-            carbon: flag(1),
-            muc_private: flag(2),
-            keep: flag(3),
-        })
-    }
-}
 
 /// The table for the manual.
 pub fn markdown() -> String {

@@ -10,7 +10,6 @@ use chancery_xml::{Child, Element};
 use crate::error::{Condition, StanzaError};
 use crate::jid::{self, Jid};
 use crate::ns;
-use crate::routing::Facts;
 
 /// Kind of stanza (RFC 6120 §8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -250,28 +249,10 @@ impl StanzaHeader {
         self.type_.kind()
     }
 
-    /// What the routing table needs.
-    pub fn facts(&self) -> Facts {
-        let message = match self.type_ {
-            StanzaType::Message(type_) => Some(type_),
-            _ => None,
-        };
-        let carbon = !self.private
-            && !self.hints.no_copy
-            && match message {
-                Some(MessageType::Chat) => true,
-                Some(MessageType::Normal) => self.has_body || self.im_payload,
-                _ => false,
-            };
-        let conversation = matches!(message, Some(MessageType::Chat | MessageType::Normal));
-        Facts {
-            type_: self.type_,
-            has_body: self.has_body,
-            carbon,
-            muc_private: self.muc_private,
-            // XEP-0160 §3, §4: what is only a chat state is not kept
-            keep: conversation && !self.hints.no_store && (self.has_payload || self.hints.store),
-        }
+    /// Whether a message is to be kept for who is absent, and in archives, as far as its sender and its
+    /// content say: not what is only a chat state (XEP-0160 §3), unless `store` asks for it (XEP-0334 §4.4).
+    pub fn is_kept(&self) -> bool {
+        !self.hints.no_store && (self.has_payload || self.hints.store)
     }
 
     /// Notes one child of a message.

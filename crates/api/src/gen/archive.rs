@@ -44,7 +44,7 @@ pub struct AppendItem {
     /// XEP-0280 <private/> or XEP-0334 <no-copy/>.
     #[prost(bool, tag = "17")]
     pub no_copy: bool,
-    /// XEP-0334 <no-store/>: no open entry, no place in the user's archive. Evidence is written all the same.
+    /// XEP-0334 <no-store/>, or nothing to keep (XEP-0160 §3): no open entry, no place in the user's archive. Evidence is written all the same.
     #[prost(bool, tag = "18")]
     pub no_store: bool,
     /// For whom it is, where the routing table has no say.

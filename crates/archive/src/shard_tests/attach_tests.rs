@@ -218,7 +218,7 @@ fn without_credit_a_session_lags_and_ephemerals_keep_their_place() {
 }
 
 #[test]
-fn a_full_list_of_ephemerals_answers_requests_and_ends_for_results() {
+fn chat_states_leave_room_for_requests_and_these_for_answers() {
     let mut rig = Rig::new();
     rig.hello(1, "gw1", 1);
     rig.down(
@@ -229,19 +229,26 @@ fn a_full_list_of_ephemerals_answers_requests_and_ends_for_results() {
         }),
     );
     rig.append(chat("a@x/1", "b@x"));
-    for _ in 0..64 {
-        let token = rig.append(ephemeral(iq("get", "b@x/1")));
-        assert_eq!(rig.outcome(token), Some(Outcome::Committed));
+    let waiting = |rig: &Rig| {
+        let mut followers = rig.shard.followers.values();
+        followers.next().unwrap().lag.as_ref().unwrap().ephemerals
+    };
+    for _ in 0..17 {
+        let state = rig.append(ephemeral(chat("a@x/1", "b@x/1")));
+        let outcome = rig.outcome(state);
+        assert_eq!(outcome, Some(Outcome::Committed), "dropped without a word");
+    }
+    assert_eq!(waiting(&rig), 16);
+    for _ in 16..48 {
+        let request = rig.append(ephemeral(iq("get", "b@x/1")));
+        assert_eq!(rig.outcome(request), Some(Outcome::Committed));
     }
     let request = rig.append(ephemeral(iq("get", "b@x/1")));
     assert_eq!(rig.outcome(request), Some(Outcome::Wait));
-    let state = rig.append(ephemeral(chat("a@x/1", "b@x/1")));
-    assert_eq!(
-        rig.outcome(state),
-        Some(Outcome::Committed),
-        "dropped without a word"
-    );
-    assert_eq!(rig.end_of(1, 1), None);
+    for _ in 48..64 {
+        rig.append(ephemeral(iq("result", "b@x/1")));
+    }
+    assert_eq!((waiting(&rig), rig.end_of(1, 1)), (64, None));
     rig.append(ephemeral(iq("result", "b@x/1")));
     assert_eq!(rig.end_of(1, 1), Some(EndReason::Lag));
     assert_eq!(rig.open("b@x"), [1]);

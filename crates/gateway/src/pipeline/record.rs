@@ -76,7 +76,7 @@ pub(crate) fn item(
         // Payloads of a conversation count as a body where carbons ask for one (XEP-0280 §6.1).
         has_body: header.has_body || (header.im_payload && !header.hints.no_store),
         no_copy: header.hints.no_copy || header.private,
-        no_store: header.hints.no_store,
+        no_store: header.kind() == xmpp::Kind::Message && !header.is_kept(),
         no_archive: header.hints.no_permanent_store,
         ..AppendItem::default()
     }

@@ -271,27 +271,6 @@ fn a_message_to_oneself_is_one_entry_without_carbons() {
 }
 
 #[test]
-fn facts_survive_the_wire() {
-    for type_ in TYPES {
-        for flags in 0..16u32 {
-            let flag = |at: u32| flags >> at & 1 == 1;
-            let facts = Facts {
-                type_,
-                has_body: flag(0),
-                carbon: flag(1),
-                muc_private: flag(2),
-                keep: flag(3),
-            };
-            assert_ne!(facts.to_bits(), 0);
-            assert_eq!(Facts::from_bits(facts.to_bits()), Some(facts));
-        }
-    }
-    for bits in [0, 18, 255, 1 << 12 | 1, u32::MAX] {
-        assert_eq!(Facts::from_bits(bits), None, "{bits}");
-    }
-}
-
-#[test]
 fn the_table_names_every_type() {
     assert_eq!(markdown().lines().count(), 2 + TYPES.len() + 2);
 }

@@ -101,36 +101,35 @@ fn only_the_content_namespaces_are_stanzas() {
 }
 
 #[test]
-fn facts_follow_xep_0160_and_0280() {
-    let facts = |inner: &str, type_: &str| {
-        read(&format!("<message type='{type_}'>{inner}</message>"))
+fn what_is_kept_follows_xep_0160_and_0334() {
+    let kept = |inner: &str| {
+        read(&format!("<message type='chat'>{inner}</message>"))
             .unwrap()
-            .facts()
+            .is_kept()
     };
     let body = "<body>x</body>";
-    assert!(facts(body, "chat").keep && facts(body, "chat").carbon);
-    assert!(facts(body, "normal").keep && facts(body, "normal").carbon);
-    assert!(facts(body, "unknown").keep);
-    for type_ in ["groupchat", "headline", "error"] {
-        assert!(
-            !facts(body, type_).keep && !facts(body, type_).carbon,
-            "{type_}"
-        );
+    let state = "<composing xmlns='http://jabber.org/protocol/chatstates'/><thread>t</thread>";
+    assert!(kept(body) && kept("<x xmlns='u'/>") && !kept(state) && !kept(""));
+    assert!(kept("<received xmlns='urn:xmpp:receipts' id='1'/>"));
+    for (hint, of_body, of_state) in [
+        ("no-store", false, false),
+        ("no-copy", true, false),
+        ("no-permanent-store", true, false),
+        ("store", true, true),
+    ] {
+        let hint = format!("<{hint} xmlns='urn:xmpp:hints'/>");
+        assert_eq!(kept(&format!("{body}{hint}")), of_body, "{hint}");
+        assert_eq!(kept(&format!("{state}{hint}")), of_state, "{hint}");
     }
-    let state = "<composing xmlns='http://jabber.org/protocol/chatstates'/>";
-    assert!(!facts(state, "chat").keep && facts(state, "chat").carbon);
-    assert!(!facts("<x xmlns='u'/>", "normal").carbon && facts("<x xmlns='u'/>", "normal").keep);
-    let private = "<private xmlns='urn:xmpp:carbons:2'/>";
-    assert!(!facts(&format!("{body}{private}"), "chat").carbon);
-    for hint in ["no-store", "no-copy", "no-permanent-store", "store"] {
-        let facts = facts(&format!("{body}<{hint} xmlns='urn:xmpp:hints'/>"), "chat");
-        assert_eq!(facts.keep, hint != "no-store", "{hint}");
-        assert_eq!(facts.carbon, hint != "no-copy", "{hint}");
-    }
-    let receipt = "<received xmlns='urn:xmpp:receipts' id='1'/>";
-    assert!(facts(receipt, "normal").carbon && facts(receipt, "normal").keep);
-    let pm = "<x xmlns='http://jabber.org/protocol/muc#user'/>";
-    assert!(facts(&format!("{body}{pm}"), "chat").muc_private);
-    let invite = "<x xmlns='http://jabber.org/protocol/muc#user'><invite from='a@b'/></x>";
-    assert!(!facts(invite, "normal").muc_private && facts(invite, "normal").carbon);
+}
+
+#[test]
+fn a_private_message_through_a_room_is_no_invitation() {
+    let room = |inner: &str| {
+        let x = format!("<x xmlns='http://jabber.org/protocol/muc#user'>{inner}</x>");
+        let header = read(&format!("<message>{x}</message>")).unwrap();
+        (header.muc_private, header.im_payload, header.is_kept())
+    };
+    assert_eq!(room(""), (true, false, false));
+    assert_eq!(room("<invite from='a@b'/>"), (false, true, true));
 }
