@@ -1,15 +1,16 @@
 //! Roster pushes and stanzas of the handshake on their way to sessions, through the archive's append
-//! lane, in the order in which they were handed in. One worker submits, one reads the answers. What
-//! is lost is counted: clients recover through versions (RFC 6121 §2.6), and a request waits in the
-//! store until it is answered.
+//! lane, in the order in which they were handed in. One worker submits, one reads the answers. While
+//! the lane is away they wait, to a limit. What is lost is counted: each push has the next version, so
+//! that gateways see where one is missing and clients ask for all (RFC 6121 §2.6); a request waits in
+//! the store until it is answered.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use chancery_api::archive::{AppendAnswer, AppendItem, Audience, Outcome};
-use chancery_api::{Answer, Decision, Kind, Lane, Verdict};
+use chancery_api::{Answer, Decision, Kind, Lane, LaneError, Verdict};
 use chancery_runtime::metrics::Counter;
 use chancery_runtime::{Ids, Metrics, Tasks};
 use chancery_xmpp::subscription::Act;
@@ -17,8 +18,12 @@ use chancery_xmpp::subscription::Act;
 use crate::items;
 use crate::store::Pushed;
 
-/// Pushes that wait for the lane; a further one is lost.
+/// Pushes that wait for the lane; a further one is lost...
 const QUEUE_LIMIT: usize = 1_024;
+/// ...and one that has waited so long for a lane that is away.
+const AWAY_LIMIT: Duration = Duration::from_secs(30);
+/// It is tried again after this.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Pushes submitted and not yet answered.
 const UNANSWERED_LIMIT: usize = 256;
 /// How long a push waits for room in the lane, and then for its answer.
@@ -33,9 +38,12 @@ pub struct Said {
     pub policy_version: u64,
 }
 
+/// A push, and how long it may wait for a lane that is away.
+type Waiting = (AppendItem, Instant);
+
 /// Where pushes are handed in.
 pub struct Pushes {
-    queue: mpsc::Sender<AppendItem>,
+    queue: mpsc::Sender<Waiting>,
     ids: Ids,
     lost: Counter,
 }
@@ -64,6 +72,17 @@ impl Pushes {
 
     /// Hands in a push. Never waits: it is called while the owner's order is held.
     pub fn push(&self, pushed: &Pushed) {
+        self.hand_in(self.item(pushed));
+    }
+
+    /// Hands in a push as soon as there is room.
+    pub async fn push_later(&self, pushed: &Pushed) {
+        let waiting = waiting(self.item(pushed));
+        // The reader of the queue ends with the service only.
+        let _ = self.queue.send(waiting).await;
+    }
+
+    fn item(&self, pushed: &Pushed) -> AppendItem {
         let Pushed {
             owner,
             version,
@@ -71,7 +90,7 @@ impl Pushes {
         } = pushed;
         let id = format!("push-{}", self.ids.token());
         let payload = items::push(owner, &id, &version.to_string(), item);
-        self.hand_in(AppendItem {
+        AppendItem {
             from: owner.clone(),
             to: owner.clone(),
             kind: Kind::Iq.into(),
@@ -80,7 +99,7 @@ impl Pushes {
             payload: payload.into(),
             audience: Audience::Roster.into(),
             ..AppendItem::default()
-        });
+        }
     }
 
     /// Hands in a push of a block list, or with no payload the word that somebody's list has changed
@@ -120,16 +139,20 @@ impl Pushes {
     }
 
     fn hand_in(&self, item: AppendItem) {
-        let item = AppendItem {
-            verdict: item.verdict.or_else(|| Some(allow())),
-            ephemeral: true,
-            ..item
-        };
-        if self.queue.try_send(item).is_err() {
+        if self.queue.try_send(waiting(item)).is_err() {
             self.lost.inc();
             tracing::warn!("a roster push is lost: too many wait");
         }
     }
+}
+
+fn waiting(item: AppendItem) -> Waiting {
+    let item = AppendItem {
+        verdict: item.verdict.or_else(|| Some(allow())),
+        ephemeral: true,
+        ..item
+    };
+    (item, Instant::now() + AWAY_LIMIT)
 }
 
 fn allow() -> Verdict {
@@ -141,7 +164,7 @@ fn allow() -> Verdict {
 
 async fn submit(
     lane: Lane<AppendItem, AppendAnswer>,
-    mut pushes: mpsc::Receiver<AppendItem>,
+    mut pushes: mpsc::Receiver<Waiting>,
     unanswered: mpsc::Sender<Answer<AppendAnswer>>,
     lost: Counter,
     tasks: Tasks,
@@ -152,20 +175,36 @@ async fn submit(
             push = pushes.recv() => push,
             () = tasks.cancelled() => return,
         };
-        let Some(push) = push else { return };
-        match timeout(LANE_LIMIT, lane.submit(push)).await {
-            Ok(Ok(answer)) => {
+        let Some((push, until)) = push else { return };
+        let submitted = tokio::select! {
+            submitted = submit_one(&lane, push, until) => submitted,
+            () = tasks.cancelled() => return,
+        };
+        match submitted {
+            Ok(answer) => {
                 // The reader of answers ends after this task only.
                 let _ = unanswered.send(answer).await;
             }
-            Ok(Err(error)) => {
+            Err(why) => {
                 lost.inc();
-                tracing::warn!(%error, "a roster push is lost");
+                tracing::warn!(why, "a roster push is lost");
             }
-            Err(_) => {
-                lost.inc();
-                tracing::warn!("a roster push is lost: no room in the lane");
-            }
+        }
+    }
+}
+
+/// What was not submitted is nowhere: it is tried again while it may wait.
+async fn submit_one(
+    lane: &Lane<AppendItem, AppendAnswer>,
+    push: AppendItem,
+    until: Instant,
+) -> Result<Answer<AppendAnswer>, &'static str> {
+    loop {
+        match timeout(LANE_LIMIT, lane.submit(push.clone())).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(LaneError::NotSubmitted)) if Instant::now() < until => sleep(AGAIN).await,
+            Ok(Err(_)) => return Err("the lane is away"),
+            Err(_) => return Err("no room in the lane"),
         }
     }
 }

@@ -468,10 +468,11 @@ impl Roster for RosterService {
             let _order = inner.order(&owner).lock().await;
             let left = inner.store.clear(owner.clone()).await;
             // The peers' orders are not held: a push that is overtaken has the older version.
-            for pushed in left.map_err(store_error)? {
-                inner.pushes.push(&pushed);
-            }
+            let left = left.map_err(store_error)?;
             inner.unlist(&owner).await;
+            for pushed in left {
+                inner.pushes.push_later(&pushed).await;
+            }
             Ok(ClearResponse {})
         })
         .await

@@ -1,7 +1,8 @@
 //! What a session's client has been told of colleagues: whole rosters and pushes, made of the own
 //! items and of the groups that the directory shows, without those whom policy hides.
 //!
-//! Owns the version that stands for such a list. Refuses to own items (the roster service does).
+//! Owns the version that stands for such a list, and knows where the client has missed something of it.
+//! Refuses to own items (the roster service does).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,9 +25,17 @@ use crate::session::identity::Identity;
 /// Colleagues of one change that are pushed; of more the client learns when it asks for the roster.
 pub(crate) const PUSHED_LIMIT: usize = 16;
 
+/// Behind what is no version of any list.
+const NO_VERSION: &str = "?";
+
 /// What a client that asked for the roster holds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Told {
+    /// Of the roster service: what it says up to here is in the client's roster, or on its way there.
+    own: u64,
+    /// The client has missed something: it holds no version that there is, and gets all when it asks again
+    /// (RFC 6121 §2.6.2).
+    gap: bool,
     /// Of the table of groups: what it says up to here is in the client's roster.
     version: u64,
     /// Of the colleagues in it.
@@ -58,9 +67,21 @@ impl Told {
         untold.into_iter().collect()
     }
 
+    /// The client gets the whole of this version of the roster service.
+    pub(crate) fn begin(&mut self, version: &str) {
+        self.own = version.parse().unwrap_or_default();
+    }
+
+    /// A push of the roster service has come: each has the next version, or one before it was lost.
+    pub(crate) fn hear(&mut self, version: &str) {
+        let version = version.parse().unwrap_or_default();
+        self.gap |= version > self.own.saturating_add(1);
+        self.own = self.own.max(version);
+    }
+
     /// Does the version say more than the roster service's number?
     pub(crate) fn has_any(&self) -> bool {
-        self.sum != 0
+        self.sum != 0 || self.gap
     }
 
     fn set_untold(&mut self, jid: &str, untold: bool) {
@@ -81,12 +102,17 @@ impl Told {
         self.sum = self.sum.wrapping_sub(mark(jid, label));
     }
 
-    /// What stands behind the roster service's number in a version; empty without colleagues.
-    pub(crate) fn suffix(&self) -> String {
-        match self.sum {
-            0 => String::new(),
-            sum => format!("-{sum:032x}"),
+    /// Stands for what the client holds once nothing is on its way to it: the roster service's number, and
+    /// what colleagues add.
+    pub(crate) fn version(&self) -> String {
+        let mut version = self.own.to_string();
+        if self.sum != 0 {
+            version.push_str(&format!("-{:032x}", self.sum));
         }
+        if self.gap {
+            version.push_str(NO_VERSION);
+        }
+        version
     }
 }
 
@@ -163,8 +189,8 @@ pub(crate) async fn whole(
     hidden.sort_unstable();
     let mut told = Told {
         version: circle.version,
-        sum: 0,
         untold: gateway.colleagues.share(hidden),
+        ..Told::default()
     };
     Ok((merged(own, circle, &seen, &mut told), told))
 }
@@ -235,13 +261,22 @@ pub(crate) async fn pushes(
         let names = jids.iter().map(ToString::to_string).collect();
         let seen = visible(gateway, identity, names, None).await?;
         let circle = gateway.colleagues.of(&identity.account);
+        let more = {
+            let followed = identity.followed.lock();
+            if let Some(now) = &followed.roster {
+                (told.own, told.gap) = (now.own, now.gap);
+            }
+            !followed.moved.items.is_empty()
+        };
+        let mut left: BTreeSet<&str> = moved.items.iter().map(AsRef::as_ref).collect();
         for jid in jids {
             let may = seen.contains(jid);
-            let changed = moved.items.contains(jid);
+            let changed = left.remove(jid);
             if tell(&mut told, &news, (jid, may, changed), &circle) {
                 let now = (may && circle.has(jid)).then_some(&circle);
                 let item = item(&own, jid, now);
-                pushed.push(push(gateway, identity, &own.version, &told, &item));
+                let whole = left.is_empty() && !more;
+                pushed.push(push(gateway, identity, &told, whole, &item));
             }
         }
     }
@@ -262,7 +297,7 @@ pub(crate) fn lost(gateway: &Gateway, identity: &Identity) {
     let mut followed = identity.followed.lock();
     if let Some(told) = &mut followed.roster {
         told.version = circle.version;
-        told.sum = told.sum.wrapping_add(mark("", ""));
+        told.gap = true;
         told.untold = gateway.colleagues.share(names);
     }
 }
@@ -324,8 +359,13 @@ fn item(own: &GetResponse, jid: &str, circle: Option<&Circle>) -> Item {
         })
 }
 
-/// A push to this session (RFC 6121 §2.1.6).
-fn push(gateway: &Gateway, identity: &Identity, version: &str, told: &Told, item: &Item) -> Bytes {
+/// A push to this session (RFC 6121 §2.1.6). Its version is one only where with it the client has the
+/// `whole` of what that stands for: a stream may end between two pushes.
+fn push(gateway: &Gateway, identity: &Identity, told: &Told, whole: bool, item: &Item) -> Bytes {
+    let mut version = told.version();
+    if !whole && !told.gap {
+        version.push_str(NO_VERSION);
+    }
     let mut out = String::with_capacity(256);
     out.push_str("<iq");
     push_attr(&mut out, "xmlns", ns::CLIENT);
@@ -335,18 +375,19 @@ fn push(gateway: &Gateway, identity: &Identity, version: &str, told: &Told, item
     push_attr(&mut out, "to", &identity.full);
     out.push_str("><query");
     push_attr(&mut out, "xmlns", ns::ROSTER);
-    push_attr(&mut out, "ver", &format!("{version}{}", told.suffix()));
+    push_attr(&mut out, "ver", &version);
     out.push('>');
     write_item(&mut out, item);
     out.push_str("</query></iq>");
     out.into()
 }
 
-/// Whom a push of the roster service is about.
-pub(crate) fn pushed(push: &Bytes) -> Option<String> {
+/// Whom a push of the roster service is about, and its version.
+pub(crate) fn pushed(push: &Bytes) -> Option<(String, String)> {
     let element = scan(push, &Limits::after_auth()).ok()?;
     let query = element.child("query", ns::ROSTER)?;
-    Some(query.children.first()?.attr("jid")?.to_owned())
+    let jid = query.children.first()?.attr("jid")?;
+    Some((jid.to_owned(), query.attr("ver")?.to_owned()))
 }
 
 #[cfg(test)]

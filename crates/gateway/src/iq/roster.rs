@@ -73,8 +73,9 @@ async fn get(request: Request) -> Answer {
     let own = gateway.roster.get(&cx, ask).await;
     let own = own.map_err(|error| answer::api_error(&error))?;
     let all = told::whole(gateway, identity, &circle, own.items, request.trace).await;
-    let (items, told) = all.map_err(|Undecided| answer::outage())?;
-    let version = format!("{}{}", own.version, told.suffix());
+    let (items, mut told) = all.map_err(|Undecided| answer::outage())?;
+    told.begin(&own.version);
+    let version = told.version();
     identity.followed.lock().roster = Some(Box::new(told));
     // §2.6.2: an empty `ver` means that nothing is cached, and equals no version.
     let unchanged = known_version.is_some_and(|known| known == version);

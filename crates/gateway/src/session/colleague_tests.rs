@@ -1,9 +1,10 @@
 //! A group of thousands, seen from sessions over sockets: what each change of it costs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use chancery_api::Denial;
+use chancery_api::archive::{Deliver, Form, Target, attach_up};
 use chancery_api::directory::GroupFact;
 use chancery_api::presence::{Act, PublishItem};
+use chancery_api::{Denial, Kind};
 
 use super::harness::{Client, Server};
 use crate::colleagues;
@@ -194,4 +195,44 @@ async fn whom_policy_hides_is_in_no_roster_no_version_and_no_push() {
     server.policy.walled.lock()[0].1 = Denial::PolicyViolation;
     let got = roster(&mut client).await;
     assert!(got.contains(hidden), "{got}");
+}
+
+/// A push of the roster service to the first session.
+fn push(version: u64, jid: &str) -> attach_up::Item {
+    let target = Target {
+        session: 1,
+        form: Form::Push.into(),
+        ..Target::default()
+    };
+    let payload = format!(
+        "<iq xmlns='jabber:client' type='set' id='push-{version}' from='alice@a.test'>\
+         <query xmlns='jabber:iq:roster' ver='{version}'><item jid='{jid}' subscription='both'/></query></iq>"
+    );
+    attach_up::Item::Deliver(Deliver {
+        from: "alice@a.test".into(),
+        to: "alice@a.test".into(),
+        kind: Kind::Iq.into(),
+        r#type: "set".into(),
+        payload: payload.into(),
+        policy_version: 1,
+        targets: vec![target],
+        ..Deliver::default()
+    })
+}
+
+/// RFC 6121 §2.6.2: whoever has missed a push holds no version that there is.
+#[tokio::test]
+async fn a_push_that_was_lost_is_found_out_by_the_next() {
+    let server = Server::start().await;
+    let mut alice = server.login("alice@a.test", "desk").await;
+    assert_eq!(ver(&roster(&mut alice).await), "1");
+    for (version, told) in [(2, "2"), (1, "1"), (3, "3"), (5, "5?"), (6, "6?")] {
+        server.archive.say(push(version, "bob@a.test"));
+        let pushed = alice.expect(&["type='set'", "jid='bob@a.test'"]).await;
+        assert_eq!(ver(&pushed), told);
+    }
+    // It asks again, and has all.
+    assert_eq!(ver(&roster(&mut alice).await), "1");
+    server.archive.say(push(2, "bob@a.test"));
+    assert_eq!(ver(&alice.expect(&["jid='bob@a.test'"]).await), "2");
 }

@@ -299,7 +299,7 @@ impl Session {
     }
 
     /// What is said to this session otherwise, or not at all, because of colleagues: pushes of whoever
-    /// has any, all alike, and a request to be heard by who hears already.
+    /// has any, or has missed one, all alike, and a request to be heard by who hears already.
     fn is_of_colleague(&mut self, source: &Source) -> bool {
         let identity = Arc::clone(&self.handle.identity);
         let Source::Log(delivered, _) = source else {
@@ -312,16 +312,20 @@ impl Session {
         if !source.is_push() {
             return false;
         }
+        let Some((jid, version)) = told::pushed(&delivered.up.payload) else {
+            return false;
+        };
         let has_any = {
-            let followed = identity.followed.lock();
-            followed.roster.as_ref().is_some_and(|told| told.has_any())
+            let mut followed = identity.followed.lock();
+            let waiting = !followed.moved.items.is_empty();
+            followed.roster.as_mut().is_some_and(|told| {
+                told.hear(&version);
+                told.has_any() || waiting
+            })
         };
         if !has_any && self.gateway.colleagues.of(&identity.account).is_empty() {
             return false;
         }
-        let Some(jid) = told::pushed(&delivered.up.payload) else {
-            return false;
-        };
         self.on_roster_item(jid.into());
         true
     }
