@@ -124,6 +124,7 @@ pub async fn conforms(store: &dyn Store) {
     limits(store).await;
     flood_of_requests(store).await;
     handshakes(store).await;
+    clearing(store).await;
     block_lists(store).await;
     store.clear(ALICE.into()).await.unwrap();
     let cleared = load(store, ALICE).await;
@@ -284,6 +285,55 @@ async fn handshakes(store: &dyn Store) {
     );
     assert_eq!(left.item.name, "N");
     assert_eq!(store.requests("three@a.test".into()).await.unwrap(), []);
+}
+
+/// What others have of a cleared account that has nothing of them.
+async fn clearing(store: &dyn Store) {
+    let gone = "gone@a.test";
+    let (approves, asks) = ("approves@a.test", "asks@a.test");
+    let (named, told) = ("named-only@a.test", "told@a.test");
+    let approved = shake(store, says(approves, gone, Act::Subscribed)).await;
+    assert!(approved.own.is_some_and(|own| own.item.approved));
+    shake(store, says(asks, gone, Act::Subscribe)).await;
+    let write = |owner: &str, change| store.change(owner.into(), change, LIMIT);
+    write(named, edit(gone, "Name", &["g"])).await.unwrap();
+    write(told, Change::Put(item(gone, Subscription::To)))
+        .await
+        .unwrap();
+    let bystander = shake(store, says(approves, "else@a.test", Act::Subscribed)).await;
+    assert_eq!(load(store, gone).await.items, []);
+    let before = load(store, named).await;
+
+    let left = store.clear(gone.into()).await.unwrap();
+    let of: Vec<(&str, u64)> = left
+        .iter()
+        .map(|pushed| (pushed.owner.as_str(), pushed.version))
+        .collect();
+    assert_eq!(of, [(approves, 3), (asks, 2), (told, 2)]);
+    for pushed in left {
+        let item = pushed.item.clone();
+        assert_eq!(
+            (item.jid.as_str(), item.subscription()),
+            (gone, Subscription::None)
+        );
+        assert!(!item.ask && !item.approved, "{item:?}");
+        let kept = load(store, &pushed.owner).await;
+        assert_eq!(kept.version, pushed.version);
+        assert!(kept.items.contains(&item), "{item:?}");
+    }
+    assert_eq!(load(store, named).await, before, "it stood for nothing");
+    let kept = load(store, approves).await.items;
+    assert!(kept.contains(&bystander.own.unwrap().item));
+    assert_eq!(store.clear(gone.into()).await.unwrap(), [], "once");
+
+    // Whoever has the name next asks like anybody.
+    let asked = shake(store, says(gone, approves, Act::Subscribe)).await;
+    assert_eq!(
+        (asked.delivered, asked.answered),
+        (vec![Act::Subscribe], false)
+    );
+    let requests = store.requests(approves.into()).await.unwrap();
+    assert_eq!(requests.len(), 1);
 }
 
 async fn block_lists(store: &dyn Store) {

@@ -187,31 +187,26 @@ impl Store for MemoryStore {
 
     async fn clear(&self, owner: String) -> Result<Vec<Pushed>, StoreError> {
         let mut all = self.0.lock();
-        let Some(owned) = all.get_mut(&owner) else {
-            return Ok(Vec::new());
-        };
-        owned.version += 1;
-        owned.requests.clear();
-        owned.blocks.clear();
-        let named: Vec<String> = std::mem::take(&mut owned.items).into_keys().collect();
+        if let Some(owned) = all.get_mut(&owner) {
+            owned.version += 1;
+            owned.items.clear();
+            owned.requests.clear();
+            owned.blocks.clear();
+        }
         let mut pushed = Vec::new();
-        for jid in named {
-            let Some(peer) = all.get_mut(&jid) else {
-                continue;
-            };
-            if let Some(left) = peer.items.get(&owner).and_then(bereft) {
-                peer.items.insert(owner.clone(), left.clone());
-                peer.version += 1;
+        for (other, owned) in all.iter_mut() {
+            owned.requests.remove(&owner);
+            if let Some(left) = owned.items.get(&owner).and_then(bereft) {
+                owned.items.insert(owner.clone(), left.clone());
+                owned.version += 1;
                 pushed.push(Pushed {
-                    owner: jid,
-                    version: peer.version,
+                    owner: other.clone(),
+                    version: owned.version,
                     item: left,
                 });
             }
         }
-        for other in all.values_mut() {
-            other.requests.remove(&owner);
-        }
+        pushed.sort_by(|one, two| one.owner.cmp(&two.owner));
         Ok(pushed)
     }
 }

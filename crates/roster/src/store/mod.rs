@@ -89,9 +89,11 @@ pub trait Store: Send + Sync + 'static {
         listing: Listing,
         limit: usize,
     ) -> Result<Listed, StoreError>;
-    /// Removes all items, requests and blocks, and the owner from the rosters of those named in the items.
-    /// The version goes on, so that a later roster of the same name has none that was given out
-    /// before. Gives what has changed for the others.
+    /// Removes all items, requests and blocks, and what the items of others stand for that name the
+    /// owner, whether the owner has one for them or not: an approval given unasked (RFC 6121 §3.4)
+    /// would let in whoever has the name next. The version goes on, so that a later roster of the
+    /// same name has none that was given out before. Gives what has changed for the others, in
+    /// their order.
     async fn clear(&self, owner: String) -> Result<Vec<Pushed>, StoreError>;
 }
 

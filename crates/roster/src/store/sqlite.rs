@@ -72,6 +72,13 @@ CREATE TABLE block (
 ALTER TABLE item ADD COLUMN colleague INTEGER NOT NULL DEFAULT 0;
 ",
     },
+    Migration {
+        version: 5,
+        name: "items by whom they name",
+        sql: "
+CREATE INDEX item_by_jid ON item (jid);
+",
+    },
 ]);
 
 const ITEM: &str = "SELECT jid, name, subscription, ask, approved, groups, colleague FROM item";
@@ -362,10 +369,6 @@ fn list(
 }
 
 fn clear(transaction: &Transaction<'_>, owner: &str) -> Result<Vec<Pushed>, StoreError> {
-    let named: Vec<String> = transaction
-        .prepare_cached("SELECT jid FROM item WHERE owner = ?1 ORDER BY jid")?
-        .query_map(params![owner], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
     transaction.execute("DELETE FROM item WHERE owner = ?1", params![owner])?;
     transaction.execute("DELETE FROM block WHERE owner = ?1", params![owner])?;
     transaction.execute(
@@ -376,17 +379,28 @@ fn clear(transaction: &Transaction<'_>, owner: &str) -> Result<Vec<Pushed>, Stor
         "UPDATE roster SET version = version + 1, items = 0, bytes = 0 WHERE owner = ?1",
         params![owner],
     )?;
+    let others: Vec<String> = transaction
+        .prepare_cached("SELECT owner FROM item WHERE jid = ?1 ORDER BY owner")?
+        .query_map(params![owner], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
     let mut pushed = Vec::new();
-    for jid in named {
-        let Some(old) = find(transaction, &jid, owner)? else {
+    for other in others {
+        let Some(old) = find(transaction, &other, owner)? else {
             continue;
         };
         let Some(left) = bereft(&old) else { continue };
         // It gets no longer: no limit can stop it.
-        let changed = replace(transaction, &jid, owner, Some(&old), Some(left), usize::MAX)?;
+        let changed = replace(
+            transaction,
+            &other,
+            owner,
+            Some(&old),
+            Some(left),
+            usize::MAX,
+        )?;
         if let Changed::Yes { version, item } = changed {
             pushed.push(Pushed {
-                owner: jid,
+                owner: other,
                 version,
                 item,
             });
