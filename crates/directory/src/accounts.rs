@@ -133,8 +133,18 @@ async fn end_sessions(inner: &Inner, name: Name, who: String) -> Result<Applied,
 }
 
 /// The leaver's cut-off waits for nothing: the act is stored with the change, and the worker
-/// records it as soon as the log can be reached.
+/// records it as soon as the log can be reached. A deletion begins with it, also one that is asked for
+/// again: where only the mailbox is left, nobody is left to cut off.
 async fn disable(inner: &Inner, name: Name, who: String) -> Result<Applied, ApiError> {
+    if let Some(account) = find(inner, &name)
+        .await?
+        .filter(|account| account.drop_pending)
+    {
+        return Ok(Applied {
+            version: account.version,
+            ..Applied::default()
+        });
+    }
     let act = account_act("account.disable", &name, who);
     let applied = inner
         .commit(vec![Change::Disable { name, act }], "")
@@ -238,7 +248,8 @@ pub fn refusal(why: Refusal) -> ApiError {
     }
 }
 
-async fn find(inner: &Inner, name: &Name) -> Result<Option<Account>, ApiError> {
+/// An account, deleted ones too.
+pub async fn find(inner: &Inner, name: &Name) -> Result<Option<Account>, ApiError> {
     let found = inner
         .store
         .find(name.clone())

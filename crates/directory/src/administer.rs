@@ -13,7 +13,7 @@ use chancery_api::directory::{
     ChangeAccountRequest,
 };
 
-use crate::accounts;
+use crate::accounts::{self, find};
 use crate::names::Name;
 use crate::service::{Inner, store_error};
 use crate::store::State;
@@ -63,12 +63,14 @@ pub async fn administer(
         ));
     }
     for name in &names {
-        let there = state(inner, name)
-            .await?
-            .is_some_and(|s| s != State::Deleted);
+        let account = find(inner, name).await?;
+        let there = account.as_ref().is_some_and(|a| a.state != State::Deleted);
+        let half_gone = account.is_some_and(|account| account.drop_pending);
         match act {
             AccountAct::Add if there => return Err(ApiError::exists("exists already")),
             AccountAct::Add => {}
+            // A deletion that is asked for again, whose first answer was an error.
+            AccountAct::Disable | AccountAct::Delete if half_gone => {}
             _ if !there => return Err(ApiError::not_found(format!("no account {}", name.jid()))),
             _ => {}
         }
@@ -113,7 +115,8 @@ async fn is_administrator(inner: &Inner, name: &Name) -> Result<bool, ApiError> 
         return Ok(false);
     };
     // Whoever was disabled meanwhile administers nothing.
-    if state(inner, name).await? != Some(State::Active) {
+    let account = find(inner, name).await?;
+    if account.is_none_or(|account| account.state != State::Active) {
         return Ok(false);
     }
     if of.accounts.contains(&name.jid()) {
@@ -157,10 +160,4 @@ fn named(
         names.push(name);
     }
     Ok(names)
-}
-
-async fn state(inner: &Inner, name: &Name) -> Result<Option<State>, ApiError> {
-    let found = inner.store.find(name.clone()).await;
-    let found = found.map_err(|error| store_error(&error))?;
-    Ok(found.map(|(account, _)| account.state))
 }

@@ -196,6 +196,33 @@ async fn a_name_used_again_is_another_account() {
     assert!(second.credential_version > first.credential_version);
 }
 
+/// A deletion: the cut-off first, also when it is asked for again.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_asked_for_again_goes_on_wherever_it_stopped() {
+    let house = house().await;
+    house.add("alice@a.test").await;
+    let disable = || house.change(AccountAct::Disable, "alice@a.test", None);
+    let delete = || house.change(AccountAct::Delete, "alice@a.test", None);
+    disable().await.unwrap();
+    disable().await.unwrap();
+    let add = house.change(AccountAct::Add, "alice@a.test", Some("x"));
+    assert_eq!(add.await.unwrap_err().code, Code::Exists, "the name stays");
+    house.log.refuse_drops.store(u64::MAX, Ordering::SeqCst);
+    let error = delete().await.unwrap_err();
+    assert!(error.message.contains("mailbox"), "{error}");
+    disable().await.unwrap();
+    assert_eq!(delete().await.unwrap_err().code, error.code);
+    house.log.refuse_drops.store(0, Ordering::SeqCst);
+    disable().await.unwrap();
+    delete().await.unwrap();
+    assert_eq!(*house.log.drops.lock(), ["alice@a.test"]);
+    assert_eq!(disable().await.unwrap_err().code, Code::NotFound);
+    assert_eq!(delete().await.unwrap_err().code, Code::NotFound);
+    let acts = house.log.act_names();
+    let of = |name: &str| acts.iter().filter(|act| *act == name).count();
+    assert_eq!((of("account.disable"), of("account.delete")), (1, 1));
+}
+
 #[tokio::test]
 async fn a_drop_left_over_by_an_earlier_process_is_finished() {
     let dir = tempfile::tempdir().unwrap();

@@ -88,6 +88,29 @@ async fn a_change_is_recorded_under_the_session_that_made_it() {
     assert!(acts.iter().all(|(_, actor)| actor == ADMIN), "{acts:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_stopped_at_the_mailbox_is_finished_from_a_session_too() {
+    let house = staffed().await;
+    let both = ["bob@a.test", "carol@a.test"];
+    let ask = |act| house.administer(ADMIN, act, &both, None);
+    house.log.refuse_drops.store(u64::MAX, Ordering::SeqCst);
+    ask(AccountAct::Disable).await.unwrap();
+    ask(AccountAct::Delete).await.unwrap_err();
+    assert_eq!(
+        ask(AccountAct::Enable).await.unwrap_err(),
+        Code::NotFound,
+        "bob is gone"
+    );
+    house.log.refuse_drops.store(0, Ordering::SeqCst);
+    for act in [AccountAct::Disable, AccountAct::Delete] {
+        let done = ask(act).await.unwrap();
+        assert_eq!((done.done.len(), done.failed.as_str()), (2, ""), "{act:?}");
+    }
+    assert_eq!(*house.log.drops.lock(), both);
+    let again = ask(AccountAct::Disable).await.unwrap_err();
+    assert_eq!(again, Code::NotFound);
+}
+
 #[tokio::test]
 async fn the_end_of_sessions_leaves_the_password() {
     let house = staffed().await;
