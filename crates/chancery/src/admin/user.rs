@@ -1,13 +1,14 @@
 //! `user`: accounts, one at a time, and their list.
 
 use chancery_api::directory::{
-    AccountAct, AccountState, ChangeAccountRequest, ListAccountsRequest, NewCredentials,
+    AccountAct, AccountState, ChangeAccountRequest, ChangeAccountResponse, ListAccountsRequest,
+    NewCredentials,
 };
 use chancery_api::{pubsub, roster};
 
 use super::{Admin, about, actor, cx, import, new_password, unconfirmed};
 use crate::cli::User;
-use crate::error::{OK, Outcome};
+use crate::error::{Failure, OK, Outcome};
 use crate::out::{note, say};
 
 /// Accounts of one page of the list.
@@ -49,41 +50,41 @@ async fn submit(
     credentials: Option<NewCredentials>,
     done: &str,
 ) -> Outcome {
-    let request = ChangeAccountRequest {
-        act: act.into(),
-        jid: jid.clone(),
-        credentials,
-        actor: actor(),
-    };
-    let answer = admin
-        .directory
-        .change_account(&cx(), request)
-        .await
-        .map_err(about(&jid))?;
+    let answer = ask(admin, act, &jid, credentials).await?;
     say!("{done} {jid}");
     unconfirmed(&answer.unconfirmed)
 }
 
-/// The account first, so that nobody logs in to what is going away.
-async fn delete(admin: &Admin, jid: &str) -> Outcome {
-    let jid = admin.jid(jid).await?;
+async fn ask(
+    admin: &Admin,
+    act: AccountAct,
+    jid: &str,
+    credentials: Option<NewCredentials>,
+) -> Result<ChangeAccountResponse, Failure> {
     let request = ChangeAccountRequest {
-        act: AccountAct::Delete.into(),
-        jid: jid.clone(),
-        credentials: None,
+        act: act.into(),
+        jid: jid.to_owned(),
+        credentials,
         actor: actor(),
     };
-    let answer = admin
-        .directory
-        .change_account(&cx(), request)
-        .await
-        .map_err(about(&jid))?;
+    let answer = admin.directory.change_account(&cx(), request).await;
+    answer.map_err(about(jid))
+}
+
+/// The account last: whatever fails before, it is still there, disabled, and nobody gets its name with
+/// what is left of it. What was done may be done again.
+async fn delete(admin: &Admin, jid: &str) -> Outcome {
+    let jid = admin.jid(jid).await?;
+    let disabled = ask(admin, AccountAct::Disable, &jid, None).await?;
+    let again = |left: &str| {
+        note!("{jid} is disabled, {left} not yet gone: run the command again");
+    };
     let clear = roster::ClearRequest {
         owner: jid.clone(),
         actor: actor(),
     };
     if let Err(error) = admin.roster.clear(&cx(), clear).await {
-        note!("the account is gone, its roster is not: run the command again");
+        again("its roster is");
         return Err(about(&jid)(error));
     }
     let clear = pubsub::ClearRequest {
@@ -91,11 +92,19 @@ async fn delete(admin: &Admin, jid: &str) -> Outcome {
         actor: actor(),
     };
     if let Err(error) = admin.pubsub.clear(&cx(), clear).await {
-        note!("the account is gone, its vcard and private xml are not: run the command again");
+        again("its vcard and private xml are");
         return Err(about(&jid)(error));
     }
+    let deleted = ask(admin, AccountAct::Delete, &jid, None).await;
+    let deleted = deleted.inspect_err(|_| {
+        note!("the deletion of {jid} is not finished: run the command again");
+    })?;
     say!("deleted {jid}");
-    unconfirmed(&answer.unconfirmed)
+    let mut late = disabled.unconfirmed;
+    late.extend(deleted.unconfirmed);
+    late.sort_unstable();
+    late.dedup();
+    unconfirmed(&late)
 }
 
 async fn list(admin: &Admin) -> Outcome {

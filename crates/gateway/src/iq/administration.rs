@@ -7,14 +7,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use chancery_api::archive::{AppendItem, Outcome, RecordActRequest};
 use chancery_api::directory::{
-    AccountAct, AccountState, AdministerRequest, ListAccountsRequest, NewCredentials,
+    AccountAct, AccountState, AdministerRequest, AdministerResponse, ListAccountsRequest,
+    NewCredentials,
 };
 use chancery_api::presence::SessionsRequest;
-use chancery_api::{ApiError, Code, Cx, Kind, pubsub, roster};
+use chancery_api::{ApiError, Code, Kind};
 use chancery_xml::{escape_text, push_attr};
 use chancery_xmpp::{Condition, StanzaError, ns};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+
+mod deletion;
 
 use super::Request;
 use super::commands::{Command, Done};
@@ -63,9 +66,9 @@ pub(crate) const COMMANDS: &[Command] = &[
     Command {
         node: "http://jabber.org/protocol/admin#delete-user",
         name: "Delete users",
-        instructions: "The accounts, their rosters and undelivered messages go; evidence stays.",
+        instructions: "The accounts are disabled, then they, their rosters and undelivered messages go; evidence stays.",
         fields: ACCOUNTS,
-        run: |request, form| delete(request, form).boxed(),
+        run: |request, form| deletion::delete(request, form).boxed(),
     },
     Command {
         node: "http://jabber.org/protocol/admin#disable-user",
@@ -143,13 +146,13 @@ fn refused(error: &ApiError) -> StanzaError {
     }
 }
 
-/// Asks the directory for a change; gives whom it was made for, and the note.
+/// Asks the directory for a change.
 async fn ask(
     request: &Request,
     act: AccountAct,
     jids: Vec<String>,
     password: Option<String>,
-) -> Result<(Vec<String>, Done), StanzaError> {
+) -> Result<AdministerResponse, StanzaError> {
     let credentials = password.map(|password| NewCredentials {
         password,
         keys: Vec::new(),
@@ -163,7 +166,11 @@ async fn ask(
     let (cx, _span) = request.cx("directory.administer");
     let directory = &request.gateway.directory;
     let changed = directory.administer(&cx.within(CHANGE_LIMIT), change).await;
-    let changed = changed.map_err(|error| refused(&error))?;
+    changed.map_err(|error| refused(&error))
+}
+
+/// What a change has to show.
+fn told(changed: &AdministerResponse) -> Done {
     let note = if !changed.failed.is_empty() {
         let done = changed.done.len();
         (format!("done for {done}, then: {}", changed.failed), true)
@@ -173,11 +180,10 @@ async fn ask(
         let late = changed.unconfirmed.join(", ");
         (format!("done, but not confirmed in time by {late}"), true)
     };
-    let done = Done {
+    Done {
         note: Some(note),
         result: None,
-    };
-    Ok((changed.done, done))
+    }
 }
 
 fn change(
@@ -187,7 +193,7 @@ fn change(
 ) -> BoxFuture<'static, Result<Done, StanzaError>> {
     async move {
         let jids = form.all("accountjids");
-        Ok(ask(&request, act, jids, None).await?.1)
+        Ok(told(&ask(&request, act, jids, None).await?))
     }
     .boxed()
 }
@@ -199,42 +205,15 @@ async fn add(request: Request, form: Submitted) -> Result<Done, StanzaError> {
         return Err(error.with_text("the two passwords differ"));
     }
     let jids = form.one("accountjid").into_iter().collect();
-    Ok(ask(&request, AccountAct::Add, jids, password).await?.1)
+    let added = ask(&request, AccountAct::Add, jids, password).await?;
+    Ok(told(&added))
 }
 
 async fn password(request: Request, form: Submitted) -> Result<Done, StanzaError> {
     let jids = form.one("accountjid").into_iter().collect();
     let password = form.one("password");
-    Ok(ask(&request, AccountAct::Password, jids, password).await?.1)
-}
-
-/// The accounts first, so that nobody logs in to what is going away.
-async fn delete(request: Request, form: Submitted) -> Result<Done, StanzaError> {
-    let jids = form.all("accountjids");
-    let (deleted, mut done) = ask(&request, AccountAct::Delete, jids, None).await?;
-    let actor = request.identity.full.to_string();
-    let cx = Cx::local();
-    let mut left = Vec::new();
-    for owner in deleted {
-        let roster = roster::ClearRequest {
-            owner: owner.clone(),
-            actor: actor.clone(),
-        };
-        let pubsub = pubsub::ClearRequest {
-            owner: owner.clone(),
-            actor: actor.clone(),
-        };
-        let roster = request.gateway.roster.clear(&cx, roster).await;
-        let pubsub = request.gateway.pubsub.clear(&cx, pubsub).await;
-        if roster.is_err() || pubsub.is_err() {
-            left.push(owner);
-        }
-    }
-    if !left.is_empty() {
-        let text = format!("deleted, but not what belonged to {}", left.join(", "));
-        done.note = Some((text, true));
-    }
-    Ok(done)
+    let changed = ask(&request, AccountAct::Password, jids, password).await?;
+    Ok(told(&changed))
 }
 
 /// Reading a list is an act like any other: on record before it is shown.
