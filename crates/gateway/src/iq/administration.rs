@@ -32,8 +32,10 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 /// Entries of one list, and accounts of one page of the directory.
 const LIST: usize = 1_000;
 const PAGE: u32 = 500;
+/// Sessions that are looked at for who is online.
+const SESSIONS: u32 = 10_000;
 /// Accounts of one announcement, and how many are under way at once.
-const ANNOUNCED: u32 = 10_000;
+const ANNOUNCED: usize = 10_000;
 const UNDER_WAY: usize = 64;
 /// Bytes of an announcement.
 const ANNOUNCEMENT_BYTES: usize = 16 * 1024;
@@ -293,24 +295,32 @@ async fn accounts(
 async fn online(request: Request, form: Submitted) -> Result<Done, StanzaError> {
     let limit = max_items(&form)?;
     on_record(&request, "online").await?;
-    let (jids, more) = there(&request, u32::try_from(limit).unwrap_or(ANNOUNCED)).await?;
+    let (jids, more) = there(&request, limit).await?;
     Ok(list("onlineuserjids", &jids, more))
 }
 
-/// Accounts of the domain with an available session, each once, sorted.
-async fn there(request: &Request, limit: u32) -> Result<(Vec<String>, bool), StanzaError> {
+/// Accounts of the domain with an available session, and whether there are more.
+async fn there(request: &Request, limit: usize) -> Result<(Vec<String>, bool), StanzaError> {
     let (cx, _span) = request.cx("presence.sessions");
     let ask = SessionsRequest {
         of: request.domain().to_owned(),
-        limit,
+        limit: SESSIONS,
     };
     let found = request.gateway.presence.sessions(&cx, ask).await;
     let found = found.map_err(|error| answer::api_error(&error))?;
+    let (jids, more) = accounts_of(&found.full_jids, limit);
+    Ok((jids, more || found.more))
+}
+
+/// Each account once, sorted, and only then cut: one with many sessions takes one place.
+fn accounts_of(full_jids: &[String], limit: usize) -> (Vec<String>, bool) {
     let bare = |full: &String| full.split('/').next().unwrap_or_default().to_owned();
-    let mut jids: Vec<String> = found.full_jids.iter().map(bare).collect();
+    let mut jids: Vec<String> = full_jids.iter().map(bare).collect();
     jids.sort_unstable();
     jids.dedup();
-    Ok((jids, found.more))
+    let more = jids.len() > limit;
+    jids.truncate(limit);
+    (jids, more)
 }
 
 /// In the administrator's own name, so that the record says who spoke, and walls hold: from the domain
@@ -400,6 +410,16 @@ fn announcement(from: &str, to: &str, text: &str) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_sessions_of_one_account_take_one_place_of_a_list() {
+        let mut sessions: Vec<String> = (0..30).map(|n| format!("bob@a.test/{n}")).collect();
+        sessions.push("carol@a.test/x/y".to_owned());
+        sessions.push("alice@a.test/x".to_owned());
+        let three = ["alice@a.test", "bob@a.test", "carol@a.test"].map(str::to_owned);
+        assert_eq!(accounts_of(&sessions, 25), (three.to_vec(), false));
+        assert_eq!(accounts_of(&sessions, 2), (three[..2].to_vec(), true));
+    }
 
     #[test]
     fn lists_say_what_there_is() {
