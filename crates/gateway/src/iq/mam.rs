@@ -5,6 +5,9 @@
 mod page;
 mod preferences;
 
+#[cfg(test)]
+pub(crate) use page::END_LOOKS;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +16,7 @@ use chancery_xmpp::mam::{self, Query};
 use chancery_xmpp::tree::{self, minidom};
 use chancery_xmpp::{Condition, StanzaError, ns, rsm};
 use futures_util::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Answer, Handler, Manifest, Page, PageAnswer, Registrar, Request, Scope, Specification, Verb,
@@ -24,8 +28,6 @@ use crate::session::outgoing::Source;
 /// Messages of a page when the client names no number, and at most.
 const PAGE_DEFAULT: u32 = 50;
 const PAGE_MAX: u32 = 250;
-/// Messages of a page that is read for the first or the last of the archive.
-const ENDS_PAGE: u32 = 16;
 /// A query waits so long for the page before it to be written: the client has to take that first.
 const TURN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -80,11 +82,7 @@ async fn query(request: Request) -> PageAnswer {
         });
     }
     let query = Query::read(&payload(&request)?)?;
-    let paging = Arc::clone(&request.identity.paging);
-    let turn = tokio::time::timeout(TURN_LIMIT, paging.acquire_owned()).await;
-    let Ok(Ok(turn)) = turn else {
-        return Err(answer::outage());
-    };
+    let turn = turn(&request).await?;
     let found = page::read(&request, asked(&request, &query)).await?;
     let ids = found.ends();
     let shown = rsm::Page {
@@ -135,16 +133,17 @@ fn asked(request: &Request, query: &Query) -> QueryArchiveRequest {
     }
 }
 
+/// XEP-0313 §5: of what may be shown.
 async fn metadata(request: Request) -> Answer {
-    let end = |backward| QueryArchiveRequest {
-        jid: request.identity.account.to_string(),
-        max: ENDS_PAGE,
-        backward,
-        ..QueryArchiveRequest::default()
+    // The looks for the ends may be many: one question of a session at a time.
+    let _turn = turn(&request).await?;
+    let first = page::end(&request, false).await?;
+    let last = match first.complete {
+        true => None,
+        false => Some(page::end(&request, true).await?),
     };
-    let first = page::read(&request, end(false)).await?.messages;
-    let last = page::read(&request, end(true)).await?.messages;
-    let (Some(first), Some(last)) = (first.first(), last.last()) else {
+    let last = last.as_ref().unwrap_or(&first).messages.last();
+    let (Some(first), Some(last)) = (first.messages.first(), last) else {
         return Ok(mam::metadata(None));
     };
     let stamps = [first, last].map(|archived| stamp(archived.message.stamp_ms));
@@ -152,4 +151,11 @@ async fn metadata(request: Request) -> Answer {
         (&first.message.archive_id, &stamps[0]),
         (&last.message.archive_id, &stamps[1]),
     ])))
+}
+
+/// The session's turn to ask its archive.
+async fn turn(request: &Request) -> Result<OwnedSemaphorePermit, StanzaError> {
+    let paging = Arc::clone(&request.identity.paging);
+    let turn = tokio::time::timeout(TURN_LIMIT, paging.acquire_owned()).await;
+    turn.ok().and_then(Result::ok).ok_or_else(answer::outage)
 }

@@ -9,6 +9,7 @@ use chancery_api::archive::{ArchivedMessage, QueryArchiveResponse};
 
 use super::harness::{Client, Server};
 use crate::config::Config;
+use crate::iq::mam::END_LOOKS;
 
 fn archived(id: &str, from: &str, to: &str, policy_version: u64) -> ArchivedMessage {
     ArchivedMessage {
@@ -158,6 +159,78 @@ async fn pages_of_which_nothing_may_be_shown_are_passed_over_and_not_for_ever() 
     let end = alice.expect(&["<first>at8</first><last>at8</last>"]).await;
     assert!(!end.contains("complete") && !end.contains("count"), "{end}");
     assert_eq!(server.archive.state.lock().pages.len(), 12);
+}
+
+const METADATA: &str = "<iq type='get' id='m'><metadata xmlns='urn:xmpp:mam:2'/></iq>";
+
+/// Messages that a wall hides, at either end of the archive, do not make it empty (XEP-0313 §5).
+#[tokio::test]
+async fn the_ends_of_an_archive_are_looked_for_behind_what_is_hidden() {
+    let server = Server::start().await;
+    let mut alice = server.login("alice@a.test", "desk").await;
+    let denied = ("bob@a.test".to_owned(), Denial::ServiceUnavailable);
+    server.policy.walled.lock().push(denied);
+    let hidden = |n: usize| {
+        let message = |n| archived(&format!("h{n}"), "alice@a.test/desk", "bob@a.test", 0);
+        (0..n).map(message).collect::<Vec<_>>()
+    };
+    let seen = |id: &str| vec![archived(id, "alice@a.test/desk", "carol@a.test", 0)];
+    let (start, end) = ("<start id='old' ", "<end id='new' ");
+    for (mailbox, expected) in [
+        ([seen("old"), seen("new"), hidden(200)], [start, end]),
+        ([hidden(200), seen("old"), seen("new")], [start, end]),
+        (
+            [hidden(600), seen("old"), hidden(600)],
+            [start, "<end id='old' "],
+        ),
+        ([seen("old"), hidden(600), seen("new")], [start, end]),
+        (
+            [hidden(1), seen("old"), hidden(1)],
+            [start, "<end id='old' "],
+        ),
+        (
+            [hidden(600), hidden(1), hidden(1)],
+            ["<metadata ", "></metadata>"],
+        ),
+    ] {
+        server.archive.state.lock().mailbox = mailbox.concat();
+        alice.send(METADATA).await;
+        alice
+            .expect(&["type='result'", expected[0], expected[1]])
+            .await;
+    }
+}
+
+/// Not for ever; and then it is not called empty.
+#[tokio::test]
+async fn an_archive_of_which_too_much_is_hidden_is_not_called_empty() {
+    let server = Server::start().await;
+    let mut alice = server.login("alice@a.test", "desk").await;
+    let denied = ("bob@a.test".to_owned(), Denial::ServiceUnavailable);
+    server.policy.walled.lock().push(denied);
+    let hidden = |cursor: u64| QueryArchiveResponse {
+        complete: false,
+        cursor,
+        ..page(vec![archived("x", "alice@a.test/desk", "bob@a.test", 0)])
+    };
+    let looks = u64::from(END_LOOKS);
+    holds(&server, (1..=looks).map(hidden));
+    alice.send(METADATA).await;
+    alice
+        .expect(&["type='error'", "type='wait'", "resource-constraint"])
+        .await;
+    {
+        let state = server.archive.state.lock();
+        assert!(state.pages.is_empty(), "as many looks as there may be");
+        assert_eq!(state.queries.len() as u64, looks);
+        assert!(state.queries.iter().skip(1).all(|query| query.max == 250));
+    }
+    // The turn is free again.
+    server.archive.state.lock().mailbox = talk(0).split_off(2);
+    alice.send(METADATA).await;
+    alice
+        .expect(&["<start id='three' ", "<end id='three' "])
+        .await;
 }
 
 #[tokio::test]

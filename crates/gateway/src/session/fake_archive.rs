@@ -42,6 +42,8 @@ pub(crate) struct Log {
     shut: bool,
     pub(crate) queries: Vec<QueryArchiveRequest>,
     pub(crate) pages: std::collections::VecDeque<QueryArchiveResponse>,
+    /// What queries are about when no page is laid out.
+    pub(crate) mailbox: Vec<ArchivedMessage>,
     sessions: Vec<(u64, String)>,
     up: Option<mpsc::Sender<AttachUp>>,
     number: u64,
@@ -202,6 +204,26 @@ impl LaneService<AppendItem, AppendAnswer> for Append {
     }
 }
 
+/// The page that is asked for; a cursor is the place of a message, from one on.
+fn page_of(mailbox: &[ArchivedMessage], asked: &QueryArchiveRequest) -> QueryArchiveResponse {
+    let (max, cursor) = (asked.max as usize, asked.cursor as usize);
+    let (from, to) = match (asked.backward, cursor) {
+        (false, _) => (cursor, mailbox.len().min(cursor + max)),
+        (true, 0) => (mailbox.len().saturating_sub(max), mailbox.len()),
+        (true, _) => ((cursor - 1).saturating_sub(max), cursor - 1),
+    };
+    let (complete, cursor) = match asked.backward {
+        true => (from == 0, from + 1),
+        false => (to == mailbox.len(), to),
+    };
+    QueryArchiveResponse {
+        messages: mailbox[from..to].to_vec(),
+        complete,
+        cursor: if complete { 0 } else { cursor as u64 },
+        ..QueryArchiveResponse::default()
+    }
+}
+
 /// The log behind its contract.
 pub(crate) struct ArchiveHandle(pub(crate) Arc<FakeArchive>);
 
@@ -229,8 +251,12 @@ impl Archive for ArchiveHandle {
         asked: QueryArchiveRequest,
     ) -> Reply<QueryArchiveResponse> {
         let mut state = self.0.state.lock();
-        state.queries.push(asked);
-        state.pages.pop_front().map_or_else(no, Ok)
+        state.queries.push(asked.clone());
+        match state.pages.pop_front() {
+            Some(page) => Ok(page),
+            None if state.mailbox.is_empty() => no(),
+            None => Ok(page_of(&state.mailbox, &asked)),
+        }
     }
     async fn get_preferences(
         &self,

@@ -1,6 +1,6 @@
-//! A page of the own archive as policy lets it be seen today. Owns the questions to policy about a
-//! page, one for each pair of people in it; refuses to write: what is shown is looked at once more
-//! there.
+//! A page of the own archive, or an end of it, as policy lets it be seen today. Owns the questions to
+//! policy about a page, one for each pair of people in it; refuses to write: what is shown is looked at
+//! once more there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +18,11 @@ use crate::session::outgoing::Archived;
 
 /// Pages of which nothing may be shown that are passed over in one query.
 const PASSED_OVER: u32 = 8;
+/// Messages of the first look for an end of the archive, which most often is there, and of further ones.
+const END_PAGE: u32 = 16;
+const END_PAGE_MORE: u32 = 250;
+/// Looks for one end: nearly 100,000 messages of which none may be shown are passed over.
+pub(crate) const END_LOOKS: u32 = 400;
 
 /// What may be shown.
 #[derive(Debug, Default)]
@@ -59,21 +64,14 @@ pub(super) async fn read(
     mut ask: QueryArchiveRequest,
 ) -> Result<Found, StanzaError> {
     let gateway = &request.gateway;
-    if !gateway.policy.is_followed(gateway.clock.monotonic()) {
-        // There may be a newer version, under which all of it is hidden.
-        return Err(answer::outage());
-    }
+    followed(gateway)?;
     let with = !ask.with.is_empty();
     if with && ask.max == 0 && is_walled(gateway, &ask).await? {
         return Ok(Found::nothing());
     }
     let mut passed_over = 0;
     loop {
-        let page = {
-            let (cx, _span) = request.cx("archive.query_archive");
-            let page = gateway.archive.query_archive(&cx, ask.clone()).await;
-            page.map_err(|error| answer::api_error(&error))?
-        };
+        let page = look(request, &ask).await?;
         let (stored, first_page) = (page.messages.len(), passed_over == 0);
         let (mut found, next) = decided(gateway, page).await?;
         if found.messages.len() < stored {
@@ -99,6 +97,48 @@ pub(super) async fn read(
         }
         ask.cursor = next;
     }
+}
+
+/// The first messages of the own archive that may be shown, or the last ones. None: there is none. Where
+/// too much is hidden to know, an error: there is no page to go on from, and "empty" would be a lie.
+pub(super) async fn end(request: &Request, backward: bool) -> Result<Found, StanzaError> {
+    let gateway = &request.gateway;
+    let mut ask = QueryArchiveRequest {
+        jid: request.identity.account.to_string(),
+        max: END_PAGE,
+        backward,
+        ..QueryArchiveRequest::default()
+    };
+    for _ in 0..END_LOOKS {
+        followed(gateway)?;
+        let page = look(request, &ask).await?;
+        let (found, next) = decided(gateway, page).await?;
+        if found.complete || !found.messages.is_empty() {
+            return Ok(found);
+        }
+        (ask.cursor, ask.max) = (next, END_PAGE_MORE);
+    }
+    Err(answer::outage())
+}
+
+/// Else there may be a newer version, under which all of it is hidden.
+fn followed(gateway: &Gateway) -> Result<(), StanzaError> {
+    let is_followed = gateway.policy.is_followed(gateway.clock.monotonic());
+    is_followed.then_some(()).ok_or_else(answer::outage)
+}
+
+/// One page as it is stored.
+async fn look(
+    request: &Request,
+    ask: &QueryArchiveRequest,
+) -> Result<QueryArchiveResponse, StanzaError> {
+    let (cx, _span) = request.cx("archive.query_archive");
+    let page = request
+        .gateway
+        .archive
+        .query_archive(&cx, ask.clone())
+        .await;
+    page.map_err(|error| answer::api_error(&error))
 }
 
 /// May nothing pass between the owner and the other side of the query, either way?
