@@ -15,7 +15,7 @@ use crate::play::play;
 enum Answered {
     /// With an error: a message, which an open wall tells of.
     Told,
-    /// With an error that does not tell of a wall.
+    /// As where nobody is, which does not tell of a wall.
     Absent,
     /// Not at all.
     Silent,

@@ -1,4 +1,5 @@
-//! Service discovery (XEP-0030) of the domain and of the own account.
+//! Service discovery (XEP-0030) of the domain, of the own account, and of others' accounts. Of these
+//! only who may view their presence hears (§8): for everybody else it is as if there were nobody.
 
 use chancery_xml::push_attr;
 use chancery_xmpp::{Condition, StanzaError, ns};
@@ -7,8 +8,11 @@ use futures_util::FutureExt;
 use super::caps::NODE;
 use super::commands;
 use super::version::NAME;
-use super::{Answer, Handler, Handlers, Manifest, Registrar, Request, Scope, Specification, Verb};
+use super::{
+    Answer, Handler, Handlers, Manifest, Registrar, Request, Scope, Specification, Verb, viewers,
+};
 use crate::contacts::Contacts;
+use crate::pipeline::answer;
 
 /// Category, type and name of the server's identity.
 pub(crate) const SERVER: (&str, &str, &str) = ("server", "im", NAME);
@@ -21,37 +25,27 @@ pub(crate) fn manifest() -> Manifest {
         specifications: &[Specification {
             name: "XEP-0030",
             version: "2.5.0",
-            status: "complete",
+            status: "complete; of others' accounts for who may view their presence, without resources",
         }],
     }
 }
 
 pub(crate) fn register(registrar: &mut Registrar) {
-    registrar.handle(
-        Scope::Server,
-        ns::DISCO_INFO,
-        "query",
-        Handler::ask(Verb::Get, |request| server_info(request).boxed()),
-    );
-    registrar.handle(
-        Scope::Account,
-        ns::DISCO_INFO,
-        "query",
-        Handler::now(Verb::Get, account_info),
-    );
-    registrar.handle(
-        Scope::Server,
-        ns::DISCO_ITEMS,
-        "query",
-        Handler::ask(Verb::Get, |request| server_items(request).boxed()),
-    );
-    registrar.handle(
-        Scope::Account,
-        ns::DISCO_ITEMS,
-        "query",
-        Handler::now(Verb::Get, items),
-    );
-    for scope in [Scope::Server, Scope::Account] {
+    let server_info = Handler::ask(Verb::Get, |request| server_info(request).boxed());
+    let other_info = Handler::ask(Verb::Get, |request| other_info(request).boxed());
+    let server_items = Handler::ask(Verb::Get, |request| server_items(request).boxed());
+    let other_items = Handler::ask(Verb::Get, |request| other_items(request).boxed());
+    for (scope, info, items) in [
+        (Scope::Server, server_info, server_items),
+        (
+            Scope::Account,
+            Handler::now(Verb::Get, account_info),
+            Handler::now(Verb::Get, items),
+        ),
+        (Scope::Other, other_info, other_items.absent(no_items)),
+    ] {
+        registrar.handle(scope, ns::DISCO_INFO, "query", info);
+        registrar.handle(scope, ns::DISCO_ITEMS, "query", items);
         registrar.disco(scope, ns::DISCO_INFO);
         registrar.disco(scope, ns::DISCO_ITEMS);
     }
@@ -84,12 +78,23 @@ fn account_info(request: &Request) -> Answer {
     match node(request) {
         None => Ok(info(
             &request.gateway.handlers,
-            Scope::Account,
+            request.scope,
             None,
             None,
             false,
         )),
         Some(_) => Err(StanzaError::new(Condition::ItemNotFound)),
+    }
+}
+
+/// XEP-0030 §8: who may not view the presence hears what is said of an account that is not there.
+async fn other_info(request: Request) -> Answer {
+    let Some(owner) = request.to.as_ref().map(ToString::to_string) else {
+        return Err(answer::absent());
+    };
+    match viewers::has(&request, &owner).await? {
+        true => account_info(&request),
+        false => Err(answer::absent()),
     }
 }
 
@@ -102,12 +107,35 @@ async fn server_items(request: Request) -> Answer {
     }
 }
 
+/// XEP-0030 §8. Sessions are not told as items: presence is how one hears of them.
+async fn other_items(request: Request) -> Answer {
+    let Some(owner) = request.to.as_ref().map(ToString::to_string) else {
+        return Err(answer::absent());
+    };
+    match viewers::has(&request, &owner).await? {
+        true => items(&request),
+        false => no_items(&request),
+    }
+}
+
 /// Neither the domain nor an account has items yet.
 fn items(request: &Request) -> Answer {
     match node(request) {
-        None => Ok(format!("<query xmlns='{}'/>", ns::DISCO_ITEMS)),
+        None => no_items(request),
         Some(_) => Err(StanzaError::new(Condition::ItemNotFound)),
     }
+}
+
+/// XEP-0030 §8: also of an account that is not there, whatever the node. RFC 6121 §8.5.1 wants an error of
+/// every IQ to nobody; the rule for this one is the narrower, and no answer tells who is there.
+fn no_items(request: &Request) -> Answer {
+    let mut out = String::from("<query");
+    push_attr(&mut out, "xmlns", ns::DISCO_ITEMS);
+    if let Some(node) = node(request) {
+        push_attr(&mut out, "node", &node);
+    }
+    out.push_str("/>");
+    Ok(out)
 }
 
 fn node(request: &Request) -> Option<String> {
@@ -154,6 +182,25 @@ fn info(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn others_accounts_show_what_is_answered_on_their_behalf() {
+        let shown = |off: &[&str]| {
+            let handlers = Handlers::new(&Config {
+                features_off: off.iter().map(|name| (*name).to_owned()).collect(),
+                ..Config::default()
+            });
+            let info = info(&handlers, Scope::Other, None, None, false);
+            assert!(info.contains("category='account' type='registered'/>"));
+            let features = info.split("var='").skip(1);
+            let features = features.filter_map(|rest| rest.split('\'').next());
+            features.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let always = [ns::DISCO_INFO, ns::DISCO_ITEMS];
+        assert_eq!(shown(&["vcard", "last"]), always);
+        assert_eq!(shown(&[]), [always[0], always[1], ns::LAST, ns::VCARD]);
+    }
 
     #[test]
     fn the_domain_shows_what_is_registered() {

@@ -267,6 +267,8 @@ mod tests {
             "Account Any {jabber:iq:register}query",
             "Account Any {vcard-temp}vCard",
             "Account Get {jabber:iq:last}query",
+            "Other Get {http://jabber.org/protocol/disco#info}query",
+            "Other Get {http://jabber.org/protocol/disco#items}query",
             "Other Get {jabber:iq:last}query",
             "Other Get {vcard-temp}vCard",
             "Server Any {jabber:iq:search}query",

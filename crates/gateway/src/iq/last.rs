@@ -5,13 +5,12 @@
 use chancery_api::Cx;
 use chancery_api::presence::SessionsRequest;
 use chancery_api::pubsub::{GetLastRequest, SetLastRequest};
-use chancery_api::roster::SubscriptionsRequest;
 use chancery_xml::{escape_text, push_attr};
 use chancery_xmpp::ns;
 use futures_util::FutureExt;
 use std::time::Duration;
 
-use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification, Verb};
+use super::{Answer, Handler, Manifest, Registrar, Request, Scope, Specification, Verb, viewers};
 use crate::pipeline::answer;
 use crate::service::Gateway;
 use crate::session::identity::Identity;
@@ -41,8 +40,9 @@ pub(crate) fn register(registrar: &mut Registrar) {
     );
     let other = Handler::ask(Verb::Get, |request| other(request).boxed());
     registrar.handle(Scope::Other, ns::LAST, "query", other);
-    registrar.disco(Scope::Server, ns::LAST);
-    registrar.disco(Scope::Account, ns::LAST);
+    for scope in [Scope::Server, Scope::Account, Scope::Other] {
+        registrar.disco(scope, ns::LAST);
+    }
 }
 
 /// §Server: since this gateway started.
@@ -64,12 +64,7 @@ async fn other(request: Request) -> Answer {
     let gateway = &request.gateway;
     let (cx, _span) = request.cx("last");
     // All three in any case: who may not know is answered no sooner than who may.
-    let heard_by = gateway.roster.subscriptions(
-        &cx,
-        SubscriptionsRequest {
-            owner: owner.clone(),
-        },
-    );
+    let may_know = viewers::has(&request, &owner);
     let there = gateway.presence.sessions(
         &cx,
         SessionsRequest {
@@ -77,15 +72,16 @@ async fn other(request: Request) -> Answer {
             limit: 1,
         },
     );
-    let colleague = gateway.colleagues.are(&owner, &request.identity.account);
-    let last = gateway.pubsub.get_last(&cx, GetLastRequest { owner });
-    let (heard_by, there, last) = futures_util::future::join3(heard_by, there, last).await;
-    let heard_by = heard_by.map_err(|error| answer::api_error(&error))?;
+    let last = GetLastRequest {
+        owner: owner.clone(),
+    };
+    let last = gateway.pubsub.get_last(&cx, last);
+    let (may_know, there, last) = futures_util::future::join3(may_know, there, last).await;
+    let may_know = may_know?;
     let there = there.map_err(|error| answer::api_error(&error))?;
     let last = last.map_err(|error| answer::api_error(&error))?;
     // §Offline: only who may view the presence.
-    let mut hears = heard_by.from.iter();
-    if !colleague && !hears.any(|jid| **jid == *request.identity.account) {
+    if !may_know {
         return Err(answer::absent());
     }
     if !there.full_jids.is_empty() {

@@ -32,6 +32,7 @@ pub(crate) mod stream_management;
 pub(crate) mod time;
 pub(crate) mod vcard;
 pub(crate) mod version;
+mod viewers;
 
 use std::sync::Arc;
 
@@ -139,6 +140,8 @@ pub(crate) struct Handler {
     change: Option<fn(&Request) -> Option<Change>>,
     /// What a `set` says is for others to read: it is in the log before it takes effect.
     publishes: bool,
+    /// What it answers on behalf of an account that is not there, or must look so.
+    absence: fn(&Request) -> Answer,
     run: Run,
 }
 
@@ -160,6 +163,7 @@ impl Handler {
             verb,
             change: None,
             publishes: false,
+            absence: nobody,
             run: Run::Now(run),
         }
     }
@@ -170,6 +174,7 @@ impl Handler {
             verb,
             change: None,
             publishes: false,
+            absence: nobody,
             run: Run::Ask(run),
         }
     }
@@ -183,6 +188,7 @@ impl Handler {
             verb,
             change: None,
             publishes: false,
+            absence: nobody,
             run: Run::Page(run),
         }
     }
@@ -196,6 +202,12 @@ impl Handler {
     /// The same, whose sets are recorded before they take effect.
     pub(crate) const fn publishing(mut self) -> Self {
         self.publishes = true;
+        self
+    }
+
+    /// The same, with a word of its own for an account that is not there.
+    pub(crate) const fn absent(mut self, absence: fn(&Request) -> Answer) -> Self {
+        self.absence = absence;
         self
     }
 
@@ -237,6 +249,11 @@ impl Request {
     pub(crate) fn payload(&self) -> Option<&chancery_xml::Child> {
         self.element.header.children.first()
     }
+}
+
+/// RFC 6121 §8.5.1
+fn nobody(_: &Request) -> Answer {
+    Err(answer::absent())
 }
 
 /// Must nothing else happen until this request is over?
@@ -296,12 +313,11 @@ async fn answer(
         Some(item) => admit::admit(gateway, *item, request.trace).await?,
         None => None,
     };
-    let scope = request.scope;
-    if let Some(error) = &denied
-        && scope != Scope::Other
-    {
-        return Err(error.clone());
-    }
+    let denied = match denied {
+        Some(error) if request.scope != Scope::Other => return Err(error),
+        Some(error) if error == answer::absent() => Some((handler.absence)(&request)),
+        other => other.map(Err),
+    };
     if let Some(change) = handler.change.and_then(|change| change(&request)) {
         gateway
             .update(identity, change)
@@ -316,7 +332,9 @@ async fn answer(
     match denied {
         // Whoever is absent or behind a wall is looked up all the same, and nothing of it is said:
         // neither time nor an outage tells them from others.
-        Some(error) if !matches!(&answered, Err(said) if *said == answer::outage()) => Err(error),
+        Some(denied) if !matches!(&answered, Err(said) if *said == answer::outage()) => {
+            denied.map(Outcome::Answer)
+        }
         _ => answered,
     }
 }

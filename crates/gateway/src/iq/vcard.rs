@@ -37,8 +37,9 @@ pub(crate) fn register(registrar: &mut Registrar) {
     registrar.handle(Scope::Account, ns::VCARD, "vCard", own);
     let other = Handler::ask(Verb::Get, |request| other(request).boxed());
     registrar.handle(Scope::Other, ns::VCARD, "vCard", other);
-    registrar.disco(Scope::Server, ns::VCARD);
-    registrar.disco(Scope::Account, ns::VCARD);
+    for scope in [Scope::Server, Scope::Account, Scope::Other] {
+        registrar.disco(scope, ns::VCARD);
+    }
 }
 
 async fn own(request: Request) -> Answer {
