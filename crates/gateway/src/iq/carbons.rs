@@ -13,7 +13,7 @@ pub(crate) fn manifest() -> Manifest {
         specifications: &[Specification {
             name: "XEP-0280",
             version: "1.0.1",
-            status: "complete",
+            status: "complete; `private` stays in what is delivered",
         }],
     }
 }
