@@ -23,7 +23,7 @@ pub(crate) fn facts(item: &AppendItem) -> Option<Facts> {
         // XEP-0280 §6.1: chat, and normal with a body; what only its sender's hints exclude is out.
         carbon: !item.no_copy && (chat || (normal && item.has_body)),
         muc_private: false,
-        // XEP-0160 §3; what it excludes for want of content is exempt, hence never gets here.
+        // XEP-0160 §3; what it excludes for want of content is said to be `no_store`.
         keep: !item.no_store && !item.ephemeral && (chat || normal),
     })
 }

@@ -22,8 +22,10 @@ use crate::store::Pushed;
 const QUEUE_LIMIT: usize = 1_024;
 /// ...and one that has waited so long for a lane that is away.
 const AWAY_LIMIT: Duration = Duration::from_secs(30);
-/// It is tried again after this.
-const AGAIN: Duration = Duration::from_millis(100);
+/// It is tried again after this: a log that is back waits as long for gateways to attach their sessions.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether the lane is back.
+const LOOK: Duration = Duration::from_millis(100);
 /// Pushes submitted and not yet answered.
 const UNANSWERED_LIMIT: usize = 256;
 /// How long a push waits for room in the lane, and then for its answer.
@@ -202,11 +204,19 @@ async fn submit_one(
     loop {
         match timeout(LANE_LIMIT, lane.submit(push.clone())).await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(LaneError::NotSubmitted)) if Instant::now() < until => sleep(AGAIN).await,
+            Ok(Err(LaneError::NotSubmitted)) if Instant::now() < until => back(lane, until).await,
             Ok(Err(_)) => return Err("the lane is away"),
             Err(_) => return Err("no room in the lane"),
         }
     }
+}
+
+/// Waits for a lane that is away, and then for those behind it.
+async fn back(lane: &Lane<AppendItem, AppendAnswer>, until: Instant) {
+    while !lane.is_up() && Instant::now() < until {
+        sleep(LOOK).await;
+    }
+    sleep(AGAIN).await;
 }
 
 async fn settle(mut answers: mpsc::Receiver<Answer<AppendAnswer>>, lost: Counter) {

@@ -465,11 +465,12 @@ impl Roster for RosterService {
             .record(&owner, request.actor, "roster.clear", &detail)
             .await?;
         self.whole(|inner| async move {
-            let _order = inner.order(&owner).lock().await;
+            let order = inner.order(&owner).lock().await;
             let left = inner.store.clear(owner.clone()).await;
-            // The peers' orders are not held: a push that is overtaken has the older version.
             let left = left.map_err(store_error)?;
             inner.unlist(&owner).await;
+            drop(order);
+            // The peers' orders are not held: a push that is overtaken has the older version.
             for pushed in left {
                 inner.pushes.push_later(&pushed).await;
             }

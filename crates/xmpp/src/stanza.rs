@@ -279,12 +279,10 @@ impl StanzaHeader {
             ns::DELAY | ns::LEGACY_DELAY => self.has_delay = true,
             ns::SID => {}
             ns::MUC_USER if name == "x" => {
-                // an invitation is no private message (XEP-0045 §7.8.2)
-                if child
-                    .children
-                    .iter()
-                    .any(|inner| inner.is("invite", ns::MUC_USER))
-                {
+                // an invitation is no private message (XEP-0045 §7.8.2), nor is its refusal
+                let invitation = ["invite", "decline"];
+                let is_one = |inner: &Child| invitation.iter().any(|n| inner.is(n, ns::MUC_USER));
+                if child.children.iter().any(is_one) {
                     self.im_payload = true;
                     self.has_payload = true;
                 } else {

@@ -72,11 +72,14 @@ impl Told {
         self.own = version.parse().unwrap_or_default();
     }
 
-    /// A push of the roster service has come: each has the next version, or one before it was lost.
-    pub(crate) fn hear(&mut self, version: &str) {
+    /// A push of the roster service has come: each has the next version, or one before it was lost. Gives
+    /// whether it has: one that is late may say what is no longer so.
+    pub(crate) fn hear(&mut self, version: &str) -> bool {
         let version = version.parse().unwrap_or_default();
-        self.gap |= version > self.own.saturating_add(1);
+        let next = self.own.saturating_add(1);
+        self.gap |= version > next;
         self.own = self.own.max(version);
+        version == next
     }
 
     /// Does the version say more than the roster service's number?

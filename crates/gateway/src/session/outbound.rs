@@ -298,8 +298,8 @@ impl Session {
         self.owe(Why::Colleagues);
     }
 
-    /// What is said to this session otherwise, or not at all, because of colleagues: pushes of whoever
-    /// has any, or has missed one, all alike, and a request to be heard by who hears already.
+    /// What is said to this session otherwise, or not at all: a request to be heard by who hears already,
+    /// and a push to whoever has colleagues, has missed one, or has no roster to which it is the next.
     fn is_of_colleague(&mut self, source: &Source) -> bool {
         let identity = Arc::clone(&self.handle.identity);
         let Source::Log(delivered, _) = source else {
@@ -315,15 +315,13 @@ impl Session {
         let Some((jid, version)) = told::pushed(&delivered.up.payload) else {
             return false;
         };
-        let has_any = {
+        let as_it_is = {
             let mut followed = identity.followed.lock();
             let waiting = !followed.moved.items.is_empty();
-            followed.roster.as_mut().is_some_and(|told| {
-                told.hear(&version);
-                told.has_any() || waiting
-            })
+            let told = followed.roster.as_mut();
+            told.is_some_and(|told| told.hear(&version) && !told.has_any() && !waiting)
         };
-        if !has_any && self.gateway.colleagues.of(&identity.account).is_empty() {
+        if as_it_is && self.gateway.colleagues.of(&identity.account).is_empty() {
             return false;
         }
         self.on_roster_item(jid.into());

@@ -132,4 +132,5 @@ fn a_private_message_through_a_room_is_no_invitation() {
     };
     assert_eq!(room(""), (true, false, false));
     assert_eq!(room("<invite from='a@b'/>"), (false, true, true));
+    assert_eq!(room("<decline to='a@b'/>"), (false, true, true));
 }
