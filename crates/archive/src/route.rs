@@ -113,6 +113,26 @@ mod tests {
         }
     }
 
+    /// XEP-0280 §6.1
+    #[test]
+    fn copies_are_made_of_chat_and_of_normal_with_a_body() {
+        for (type_, has_body, carbon) in [
+            ("chat", true, true),
+            ("chat", false, true),
+            ("", true, true),
+            ("", false, false),
+            ("headline", true, false),
+            ("groupchat", true, false),
+            ("error", true, false),
+        ] {
+            let mut item = item(Kind::Message, type_);
+            item.has_body = has_body;
+            assert_eq!(facts(&item).map(|f| f.carbon), Some(carbon), "{type_}");
+            item.no_copy = true;
+            assert_eq!(facts(&item).map(|f| f.carbon), Some(false), "{type_}");
+        }
+    }
+
     #[test]
     fn what_does_not_exist_has_no_facts() {
         assert!(facts(&item(Kind::Unspecified, "")).is_none());

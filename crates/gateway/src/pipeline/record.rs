@@ -164,6 +164,45 @@ mod tests {
         assert!(item.ephemeral && item.sm_id.is_empty());
     }
 
+    /// XEP-0160 §3, XEP-0280 §6.1, XEP-0334: what the shard is told of copies and of keeping.
+    #[test]
+    fn content_and_hints_say_who_gets_a_copy_and_what_is_kept() {
+        let body = "<body>x</body>";
+        let state = "<composing xmlns='http://jabber.org/protocol/chatstates'/><thread>t</thread>";
+        let hint = |name| format!("{body}<{name} xmlns='urn:xmpp:hints'/>");
+        for (inner, [counts_as_body, no_copy, no_store, no_archive]) in [
+            (body.to_owned(), [true, false, false, false]),
+            (state.to_owned(), [true, false, true, false]),
+            ("<x xmlns='u'/>".to_owned(), [false, false, false, false]),
+            (
+                "<received xmlns='urn:xmpp:receipts' id='1'/>".to_owned(),
+                [true, false, false, false],
+            ),
+            (
+                format!("{body}<private xmlns='urn:xmpp:carbons:2'/>"),
+                [true, true, false, false],
+            ),
+            (hint("no-copy"), [true, true, false, false]),
+            (hint("no-store"), [true, false, true, false]),
+            (hint("no-permanent-store"), [true, false, false, true]),
+            (hint("store"), [true, false, false, false]),
+        ] {
+            let item = build(&format!("<message to='b@a.test'>{inner}</message>"), &[]);
+            assert_eq!(
+                [item.has_body, item.no_copy, item.no_store, item.no_archive],
+                [counts_as_body, no_copy, no_store, no_archive],
+                "{inner}"
+            );
+        }
+        assert!(
+            !build(
+                "<iq to='b@a.test' type='get' id='1'><x xmlns='u'/></iq>",
+                &[]
+            )
+            .no_store
+        );
+    }
+
     #[test]
     fn without_an_address_it_is_for_the_own_account() {
         assert_eq!(

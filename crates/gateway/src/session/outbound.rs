@@ -37,7 +37,7 @@ impl Session {
         if source.is_push() || source.is_notice() {
             self.on_roster_changed();
         }
-        if source.is_notice() || self.is_of_colleague(&source) {
+        if source.is_notice() || self.is_said_otherwise(&source) {
             return;
         }
         if let Some(is_push) = source.is_blocks() {
@@ -300,7 +300,7 @@ impl Session {
 
     /// What is said to this session otherwise, or not at all: a request to be heard by who hears already,
     /// and a push to whoever has colleagues, has missed one, or has no roster to which it is the next.
-    fn is_of_colleague(&mut self, source: &Source) -> bool {
+    fn is_said_otherwise(&mut self, source: &Source) -> bool {
         let identity = Arc::clone(&self.handle.identity);
         let Source::Log(delivered, _) = source else {
             return false;
